@@ -1,0 +1,1 @@
+//! A WebSocket server engine for Linux: one pinned io_uring runtime per core.

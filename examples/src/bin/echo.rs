@@ -1,0 +1,3 @@
+//! Echoes every message.
+
+fn main() {}
