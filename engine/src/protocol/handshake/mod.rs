@@ -1,0 +1,46 @@
+//! The opening handshake: the HTTP/1.1 request of a client, its checks, and the answers.
+//!
+//! Invariants: nothing a caller passes can end a header line early; a request is accepted only after
+//! every check of RFC 6455 section 4.2.1. It does not know routes, sessions or deadlines, and reads no body.
+
+pub mod client;
+pub mod request;
+pub mod response;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use sha1::{Digest as _, Sha1};
+
+pub use client::{append_client_request, parse_client_response};
+pub use request::{HEADERS_MAX, HttpRequest, UpgradeRequest};
+pub use response::{HttpResponse, SwitchingProtocols};
+
+/// The `Sec-WebSocket-Accept` that answers a `Sec-WebSocket-Key` (RFC 6455 section 4.2.2, item 5.4).
+///
+/// ```
+/// use ringwire::protocol::handshake::accept_key;
+///
+/// assert_eq!(&accept_key("dGhlIHNhbXBsZSBub25jZQ=="), b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+/// ```
+pub fn accept_key(key: &str) -> [u8; 28] {
+    let digest = Sha1::new().chain_update(key).chain_update(ACCEPT_GUID).finalize();
+    let mut accept = [0; 28];
+    let written = STANDARD.encode_slice(digest, &mut accept);
+    debug_assert_eq!(written, Ok(28), "20 bytes are 28 in base64");
+    accept
+}
+
+/// Whether one of the header lines `values`, each a comma-separated list, names `token` in any case.
+fn lists_token<'a>(mut values: impl Iterator<Item = &'a [u8]>, token: &str) -> bool {
+    values.any(|value| {
+        value.split(|&byte| byte == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+    })
+}
+
+/// Whether `text` is a token of RFC 9110 section 5.6.2: what header names and subprotocols are made of.
+fn is_token(text: &str) -> bool {
+    !text.is_empty()
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+}
+
+const ACCEPT_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";

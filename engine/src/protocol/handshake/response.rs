@@ -1,0 +1,216 @@
+//! The answers to an HTTP request: a plain response, or the switch to WebSocket.
+//!
+//! Invariants: a header is written only if its name is a token and its value cannot end the line, so no
+//! caller's text can inject a header or a second response; framing headers are written here and nowhere
+//! else. It does not know why an answer was chosen.
+
+use std::borrow::Cow;
+
+use super::is_token;
+
+/// A whole HTTP response, after which the connection is closed.
+///
+/// ```
+/// use ringwire::protocol::HttpResponse;
+///
+/// let mut out = Vec::new();
+/// HttpResponse::new(200).header("Content-Type", "text/plain").body("fine").append_to(&mut out);
+/// assert!(out.starts_with(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"));
+/// assert!(out.ends_with(b"\r\n\r\nfine"));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpResponse {
+    status: u16,
+    headers: Vec<(Cow<'static, str>, String)>,
+    body: Vec<u8>,
+}
+
+impl HttpResponse {
+    /// A response without headers or body. A status outside 200-599, which is not a final one, becomes 500.
+    pub const fn new(status: u16) -> Self {
+        let status = if matches!(status, 200..=599) { status } else { 500 };
+        Self { status, headers: Vec::new(), body: Vec::new() }
+    }
+
+    /// Adds a header. One that cannot be written safely, and those that say where the response ends
+    /// (`Connection`, `Content-Length`, `Transfer-Encoding`), are dropped.
+    #[must_use]
+    pub fn header(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<String>) -> Self {
+        let (name, value) = (name.into(), value.into());
+        if is_writable(&name, &value, RESPONSE_HEADERS) {
+            self.headers.push((name, value));
+        }
+        self
+    }
+
+    /// Sets the body.
+    #[must_use]
+    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
+        self.body = body.into();
+        self
+    }
+
+    /// 400: the request cannot be understood.
+    pub const fn bad_request() -> Self {
+        Self::new(400)
+    }
+
+    /// 401: the client has not said who it is.
+    pub const fn unauthorized() -> Self {
+        Self::new(401)
+    }
+
+    /// 403: the client may not.
+    pub const fn forbidden() -> Self {
+        Self::new(403)
+    }
+
+    /// 404: there is nothing at this path.
+    pub const fn not_found() -> Self {
+        Self::new(404)
+    }
+
+    /// 426: only WebSocket is spoken here.
+    pub fn upgrade_required() -> Self {
+        Self::new(426).header("Upgrade", "websocket")
+    }
+
+    /// 429: the client asks too often.
+    pub const fn too_many_requests() -> Self {
+        Self::new(429)
+    }
+
+    /// 500: something went wrong on this side.
+    pub const fn internal_server_error() -> Self {
+        Self::new(500)
+    }
+
+    /// 503: overloaded or going down.
+    pub const fn service_unavailable() -> Self {
+        Self::new(503)
+    }
+
+    /// The status code.
+    pub const fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// Appends the response as bytes, with its length and the notice that the connection closes.
+    pub fn append_to(&self, out: &mut Vec<u8>) {
+        append_all(out, &["HTTP/1.1 ", &self.status.to_string(), " ", reason_phrase(self.status), "\r\n"]);
+        for (name, value) in &self.headers {
+            append_header(out, name, value);
+        }
+        // RFC 9110 section 7.8: "A sender of Upgrade MUST also send an "Upgrade" connection option".
+        let offers_upgrade = self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("upgrade"));
+        append_header(out, "Connection", if offers_upgrade { "close, Upgrade" } else { "close" });
+        // RFC 9110 sections 8.6 and 15: neither status has a body, and 204 no length either.
+        if self.status != 204 && self.status != 304 {
+            append_header(out, "Content-Length", &self.body.len().to_string());
+            out.extend_from_slice(b"\r\n");
+            out.extend_from_slice(&self.body);
+        } else {
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+}
+
+/// The answer that turns the connection into a WebSocket (RFC 6455 section 4.2.2, item 5).
+#[derive(Clone, Copy, Debug)]
+pub struct SwitchingProtocols<'a> {
+    /// From [`UpgradeRequest::accept_key`](super::UpgradeRequest::accept_key).
+    pub accept_key: &'a [u8; 28],
+    /// One of the subprotocols the client offered, or none.
+    pub subprotocol: Option<&'a str>,
+    /// Further headers, such as cookies. Those the handshake writes itself, and those that cannot be
+    /// written safely, are dropped.
+    pub headers: &'a [(String, String)],
+}
+
+impl SwitchingProtocols<'_> {
+    /// Appends the response as bytes; frames may follow at once.
+    pub fn append_to(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(
+            b"HTTP/1.1 101 Switching Protocols\r\n\
+              Upgrade: websocket\r\n\
+              Connection: Upgrade\r\n\
+              Sec-WebSocket-Accept: ",
+        );
+        out.extend_from_slice(self.accept_key);
+        out.extend_from_slice(b"\r\n");
+        if let Some(subprotocol) = self.subprotocol.filter(|subprotocol| is_token(subprotocol)) {
+            append_header(out, "Sec-WebSocket-Protocol", subprotocol);
+        }
+        for (name, value) in self.headers {
+            if is_writable(name, value, HANDSHAKE_HEADERS) {
+                append_header(out, name, value);
+            }
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// Whether the header can stand on one line and is not one of those written here.
+fn is_writable(name: &str, value: &str, written_here: &[&str]) -> bool {
+    is_token(name)
+        && !value.bytes().any(|byte| matches!(byte, b'\r' | b'\n' | b'\0'))
+        && !written_here.iter().any(|reserved| reserved.eq_ignore_ascii_case(name))
+}
+
+fn append_header(out: &mut Vec<u8>, name: &str, value: &str) {
+    append_all(out, &[name, ": ", value, "\r\n"]);
+}
+
+fn append_all(out: &mut Vec<u8>, texts: &[&str]) {
+    for text in texts {
+        out.extend_from_slice(text.as_bytes());
+    }
+}
+
+/// The usual phrase; clients ignore it.
+fn reason_phrase(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        201 => "Created",
+        202 => "Accepted",
+        204 => "No Content",
+        301 => "Moved Permanently",
+        302 => "Found",
+        303 => "See Other",
+        304 => "Not Modified",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        409 => "Conflict",
+        410 => "Gone",
+        413 => "Content Too Large",
+        426 => "Upgrade Required",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        _ => "Status",
+    }
+}
+
+const RESPONSE_HEADERS: &[&str] = &["connection", "content-length", "transfer-encoding"];
+
+const HANDSHAKE_HEADERS: &[&str] = &[
+    "connection",
+    "content-length",
+    "sec-websocket-accept",
+    "sec-websocket-extensions",
+    "sec-websocket-protocol",
+    "sec-websocket-version",
+    "transfer-encoding",
+    "upgrade",
+];
