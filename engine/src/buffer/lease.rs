@@ -1,0 +1,228 @@
+//! The slab of receive buffers of a shard: preallocated in two size classes, leased to connections that are reading.
+//!
+//! Invariants: `leased + idle <= capacity` per class; a buffer is in exactly one place (idle in the pool, in a lease, or
+//! inside an operation in flight, which owns the lease); dropping a lease gives its buffer back. At the cap
+//! [`LeasePool::lease`] answers `None` and the connection waits for readiness instead, holding nothing.
+
+use std::{cell::RefCell, fmt, rc::Rc};
+
+use monoio::buf::{IoBuf, IoBufMut};
+
+/// Bytes in front of every receive buffer for what an earlier read left over (an incomplete frame header or control
+/// frame, RFC 6455 section 5.2: at most 14 + 125 bytes), so that decoding always sees contiguous bytes.
+pub const HEADROOM_BYTES: usize = 192;
+
+/// The size of a leased buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BufferClass {
+    /// 4 KiB: a connection that exchanges small messages.
+    Small,
+    /// 16 KiB: a connection whose reads fill a small buffer.
+    Large,
+}
+
+impl BufferClass {
+    /// Bytes that one receive can fill.
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Small => 4096 - HEADROOM_BYTES,
+            Self::Large => 16 * 1024 - HEADROOM_BYTES,
+        }
+    }
+
+    const fn allocated_bytes(self) -> usize {
+        self.bytes() + HEADROOM_BYTES
+    }
+}
+
+/// The receive buffers of one shard, with a hard cap. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct LeasePool {
+    shared: Rc<RefCell<Shared>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    small: Vec<Box<[u8]>>,
+    large: Vec<Box<[u8]>>,
+    /// Bytes allocated, idle and leased together; never above `bytes_max`.
+    bytes: usize,
+    bytes_max: usize,
+    leased: usize,
+    refused: u64,
+}
+
+impl LeasePool {
+    /// A pool that never holds more than `bytes_max`, with `preallocated` small buffers ready.
+    #[must_use]
+    pub fn new(bytes_max: usize, preallocated: usize) -> Self {
+        let small = BufferClass::Small.allocated_bytes();
+        let count = preallocated.min(bytes_max / small);
+        Self {
+            shared: Rc::new(RefCell::new(Shared {
+                small: (0..count).map(|_| vec![0; small].into_boxed_slice()).collect(),
+                large: Vec::new(),
+                bytes: count * small,
+                bytes_max,
+                leased: 0,
+                refused: 0,
+            })),
+        }
+    }
+
+    /// A buffer of the class, or `None` at the cap.
+    #[must_use]
+    pub fn lease(&self, class: BufferClass) -> Option<Lease> {
+        let bytes = self.shared.borrow_mut().take(class)?;
+        Some(Lease { bytes, filled: 0, class, pool: self.clone() })
+    }
+
+    /// How many buffers are out on lease.
+    #[must_use]
+    pub fn leased(&self) -> usize {
+        self.shared.borrow().leased
+    }
+
+    /// How many times a lease was refused because the pool was at its cap.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.shared.borrow().refused
+    }
+
+    /// Frees half of the idle buffers; called while the shard is quiet.
+    pub fn shrink(&self) {
+        let mut shared = self.shared.borrow_mut();
+        let (small, large) = (shared.small.len() / 2, shared.large.len() / 2);
+        let freed = (shared.small.len() - small) * BufferClass::Small.allocated_bytes()
+            + (shared.large.len() - large) * BufferClass::Large.allocated_bytes();
+        shared.small.truncate(small);
+        shared.large.truncate(large);
+        shared.bytes -= freed;
+    }
+}
+
+impl Shared {
+    fn idle(&mut self, class: BufferClass) -> &mut Vec<Box<[u8]>> {
+        match class {
+            BufferClass::Small => &mut self.small,
+            BufferClass::Large => &mut self.large,
+        }
+    }
+
+    fn take(&mut self, class: BufferClass) -> Option<Box<[u8]>> {
+        let buffer = match self.idle(class).pop() {
+            Some(buffer) => buffer,
+            None if self.bytes + class.allocated_bytes() <= self.bytes_max => {
+                self.bytes += class.allocated_bytes();
+                vec![0; class.allocated_bytes()].into_boxed_slice()
+            }
+            None => {
+                self.refused += 1;
+                return None;
+            }
+        };
+        self.leased += 1;
+        debug_assert!(self.bytes <= self.bytes_max);
+        Some(buffer)
+    }
+}
+
+/// A receive buffer on lease: the kernel fills it behind the headroom.
+pub struct Lease {
+    bytes: Box<[u8]>,
+    filled: usize,
+    class: BufferClass,
+    pool: LeasePool,
+}
+
+impl Lease {
+    /// The size class.
+    #[must_use]
+    pub fn class(&self) -> BufferClass {
+        self.class
+    }
+
+    /// The headroom and, behind it, what was received.
+    pub fn received(&mut self) -> &mut [u8] {
+        &mut self.bytes[..HEADROOM_BYTES + self.filled]
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut shared = self.pool.shared.borrow_mut();
+        shared.leased -= 1;
+        shared.idle(self.class).push(std::mem::take(&mut self.bytes));
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Lease").field("class", &self.class).field("filled", &self.filled).finish()
+    }
+}
+
+// SAFETY: the bytes are a heap allocation that does not move with the value, all of it initialised; the slice named here
+// lies inside it. monoio owns the lease until the kernel has completed the operation.
+unsafe impl IoBuf for Lease {
+    fn read_ptr(&self) -> *const u8 {
+        self.bytes[HEADROOM_BYTES..].as_ptr()
+    }
+
+    fn bytes_init(&self) -> usize {
+        self.filled
+    }
+}
+
+// SAFETY: as above; `bytes_total` is the length of the region that `write_ptr` starts, and the lease is the only owner of
+// it. `set_init` only notes how much was filled: every byte was initialised when the buffer was allocated.
+unsafe impl IoBufMut for Lease {
+    fn write_ptr(&mut self) -> *mut u8 {
+        self.bytes[HEADROOM_BYTES..].as_mut_ptr()
+    }
+
+    fn bytes_total(&mut self) -> usize {
+        self.bytes.len() - HEADROOM_BYTES
+    }
+
+    unsafe fn set_init(&mut self, position: usize) {
+        self.filled = position.min(self.bytes.len() - HEADROOM_BYTES);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cap_is_hard_and_a_returned_buffer_is_leased_again() {
+        let pool = LeasePool::new(2 * 4096, 1);
+        let (one, two) = (pool.lease(BufferClass::Small), pool.lease(BufferClass::Small));
+        assert!(one.is_some() && two.is_some());
+        assert!(pool.lease(BufferClass::Small).is_none());
+        assert_eq!((pool.leased(), pool.refused()), (2, 1));
+        drop(one);
+        assert!(pool.lease(BufferClass::Small).is_some());
+    }
+
+    #[test]
+    fn shrinking_makes_room_for_the_other_class() {
+        let pool = LeasePool::new(16 * 1024, 4);
+        assert!(pool.lease(BufferClass::Large).is_none());
+        for _ in 0..3 {
+            pool.shrink();
+        }
+        assert!(pool.lease(BufferClass::Large).is_some());
+    }
+
+    #[test]
+    fn what_was_filled_stands_behind_the_headroom() {
+        let pool = LeasePool::new(4096, 0);
+        let mut lease = pool.lease(BufferClass::Small).expect("below the cap");
+        assert_eq!(lease.bytes_total(), BufferClass::Small.bytes());
+        // SAFETY: the whole buffer is initialised.
+        unsafe { lease.set_init(5) };
+        assert_eq!(lease.received().len(), HEADROOM_BYTES + 5);
+    }
+}

@@ -1,0 +1,143 @@
+//! What is being sent: bytes with a position, owned by one connection or shared by many.
+//!
+//! Invariant: `offset <= bytes.len()`; the bytes never change while the buffer exists, so the kernel may read them while
+//! an operation is in flight.
+
+use std::sync::Arc;
+
+use monoio::buf::IoBuf;
+
+/// One encoded frame (or several in a row) that many connections send from the same memory.
+#[derive(Clone, Debug)]
+pub struct SharedFrame(Arc<[u8]>);
+
+impl SharedFrame {
+    /// Shares encoded bytes.
+    #[must_use]
+    pub fn new(bytes: impl Into<Arc<[u8]>>) -> Self {
+        Self(bytes.into())
+    }
+
+    /// The encoded bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Bytes on their way to the socket. A short send moves the position on; the rest goes out next.
+#[derive(Debug)]
+pub struct SendBuffer {
+    bytes: Bytes,
+    offset: usize,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Owned(Vec<u8>),
+    Shared(SharedFrame),
+}
+
+impl SendBuffer {
+    /// Sends `bytes` from position `offset` on.
+    ///
+    /// # Panics
+    /// When `offset` lies beyond the end.
+    #[must_use]
+    pub fn owned(bytes: Vec<u8>, offset: usize) -> Self {
+        assert!(offset <= bytes.len(), "offset beyond the end");
+        Self { bytes: Bytes::Owned(bytes), offset }
+    }
+
+    /// Sends a frame that others send as well.
+    #[must_use]
+    pub fn shared(frame: SharedFrame) -> Self {
+        Self { bytes: Bytes::Shared(frame), offset: 0 }
+    }
+
+    /// What is still to be sent.
+    #[must_use]
+    pub fn unsent(&self) -> &[u8] {
+        let bytes = match &self.bytes {
+            Bytes::Owned(bytes) => bytes,
+            Bytes::Shared(frame) => frame.bytes(),
+        };
+        &bytes[self.offset..]
+    }
+
+    /// How many bytes are still to be sent.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.unsent().len()
+    }
+
+    /// Nothing is left to send.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A part of this buffer has left already.
+    #[must_use]
+    pub fn is_torn(&self) -> bool {
+        self.offset != 0
+    }
+
+    /// `bytes` more have been sent.
+    pub fn advance(&mut self, bytes: usize) {
+        self.offset += bytes.min(self.len());
+    }
+
+    /// Room at the end for more frames, when this buffer is owned and untouched by a send.
+    pub fn cork(&mut self) -> Option<&mut Vec<u8>> {
+        match &mut self.bytes {
+            Bytes::Owned(bytes) if self.offset == 0 => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// The owned memory, for recycling.
+    #[must_use]
+    pub fn into_owned(self) -> Option<Vec<u8>> {
+        match self.bytes {
+            Bytes::Owned(bytes) => Some(bytes),
+            Bytes::Shared(_) => None,
+        }
+    }
+}
+
+// SAFETY: the pointer stays valid for `bytes_init` bytes while the value lives, wherever it is moved: both kinds keep
+// their bytes on the heap, and nothing can change them through a shared reference. monoio owns the value, and so keeps it
+// alive, until the kernel has completed the operation.
+unsafe impl IoBuf for SendBuffer {
+    fn read_ptr(&self) -> *const u8 {
+        self.unsent().as_ptr()
+    }
+
+    fn bytes_init(&self) -> usize {
+        self.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_send_leaves_the_rest() {
+        let mut buffer = SendBuffer::owned(b"..hello".to_vec(), 2);
+        buffer.advance(2);
+        assert_eq!(buffer.unsent(), b"llo");
+        assert!(buffer.is_torn() && buffer.cork().is_none());
+        buffer.advance(9);
+        assert!(buffer.is_empty());
+    }
+
+    #[test]
+    fn shared_frames_are_one_memory() {
+        let frame = SharedFrame::new(vec![1, 2, 3]);
+        let (one, two) = (SendBuffer::shared(frame.clone()), SendBuffer::shared(frame));
+        assert_eq!(one.read_ptr(), two.read_ptr());
+        assert!(one.into_owned().is_none());
+    }
+}

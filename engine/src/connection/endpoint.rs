@@ -1,0 +1,563 @@
+//! The endpoint (RFC 6455 section 2): one side of one connection, from the upgrade request to the end of the transport.
+//!
+//! Invariants: phases only move forward; no frame is processed after a close frame was received, and no data is queued
+//! after one was sent; `ended` is set exactly once, when the phase leaves `Open` and `Closing` for good.
+//! Grammar: `handle_*` feeds it, plain verbs are commands, `poll_*` asks what comes of it.
+
+use std::ops::Range;
+
+use super::{CloseReason, Initiator, Outbox, OutboxFull, SendStatus, Settings, Timestamp};
+use crate::{
+    buffer::{CorkPool, HEADROOM_BYTES, SendBuffer, SharedFrame},
+    protocol::{
+        CloseCode, Decoder, Item, MessageKind, OpCode, ProtocolError, Role, append_close_frame,
+        frame::{HEADER_BYTES_MAX, frame_bytes},
+        parse_close,
+    },
+};
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// The upgrade request has not arrived in full.
+    Handshake,
+    /// The request is there; the decision whether to accept it is being made.
+    Deciding,
+    /// Messages flow.
+    Open,
+    /// We sent a close frame and wait for the peer's.
+    Closing,
+    /// No more is received; what is queued is sent, then the write side is shut.
+    Flushing,
+    /// The write side is shut; the peer's end of the stream or a deadline is awaited.
+    Lingering,
+    /// The transport is to be closed.
+    Closed,
+}
+
+/// Where the payload of a received message lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the input, at this range.
+    Input(Range<usize>),
+    /// In the assembly buffer: the message came in pieces. [`Endpoint::take_assembly`] has it.
+    Assembly,
+}
+
+/// What came of received bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A message is complete. Text has not been checked as a whole when it lies in the input.
+    Message(MessageKind, Place),
+    /// A ping was received; the pong is queued.
+    Ping,
+    /// The answer to our ping arrived.
+    Pong,
+    /// The peer's close frame was received, or its bytes broke the protocol: see [`Endpoint::phase`].
+    Closed(Option<ProtocolError>),
+}
+
+/// What the transport is to do next.
+#[derive(Debug)]
+pub enum Output {
+    /// Nothing.
+    Idle,
+    /// Send these bytes and report with [`Endpoint::handle_sent`].
+    Send(SendBuffer),
+    /// Shut the write side: everything has been sent.
+    Shutdown,
+    /// Close the socket.
+    Close,
+}
+
+/// One side of one connection.
+#[derive(Debug)]
+pub struct Endpoint {
+    pub(super) phase: Phase,
+    pub(super) paused: bool,
+    resumed: bool,
+    pub(super) awaiting_pong: bool,
+    /// The peer has ended its side of the stream.
+    peer_ended: bool,
+    /// The write side was shut, or the close was reported: do not report it twice.
+    reported: bool,
+    pub(super) round_trip_millis: u32,
+    decoder: Decoder,
+    partial: Option<Box<Partial>>,
+    pub(super) outbox: Outbox,
+    ended: Option<Box<CloseReason>>,
+    pub(super) last_received: Timestamp,
+    pub(super) last_message: Timestamp,
+    /// Of the handshake, the pong or the close handshake, whichever the phase awaits.
+    pub(super) awaited_until: Timestamp,
+    pub(super) expires: Timestamp,
+    pub(super) ping_sent: Timestamp,
+}
+
+/// What an idle connection does not have: bytes left over between two receives.
+#[derive(Debug, Default)]
+struct Partial {
+    /// Undecoded bytes: the beginning of a request, a frame header or a control frame, or what came during a pause.
+    carry: Vec<u8>,
+    /// Room for a frame header, then the payload of the message in progress.
+    assembly: Vec<u8>,
+}
+
+/// Room in front of an assembled message for the header of a server's frame, so that it can be sent on in place.
+const ASSEMBLY_HEADER_BYTES: usize = 10;
+const _: () = assert!(size_of::<Endpoint>() <= 256, "what every connection carries");
+const _: () = assert!(HEADER_BYTES_MAX + 125 <= HEADROOM_BYTES);
+
+impl Endpoint {
+    /// A connection accepted at `now`.
+    #[must_use]
+    pub fn new(settings: &Settings, lifetime_jitter: std::time::Duration, now: Timestamp) -> Self {
+        let lifetime = settings.timeouts.lifetime.map(|lifetime| lifetime.saturating_add(lifetime_jitter));
+        Self {
+            phase: Phase::Handshake,
+            paused: false,
+            resumed: false,
+            awaiting_pong: false,
+            peer_ended: false,
+            reported: false,
+            round_trip_millis: u32::MAX,
+            decoder: Decoder::new(Role::Server),
+            partial: None,
+            outbox: Outbox::default(),
+            ended: None,
+            last_received: now,
+            last_message: now,
+            awaited_until: now.after(settings.timeouts.handshake),
+            expires: now.after_some(lifetime),
+            ping_sent: Timestamp::NEVER,
+        }
+    }
+
+    /// How far the connection has come.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Messages may be sent: the connection is open and no close frame has been sent.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    /// Received bytes are wanted.
+    #[must_use]
+    pub fn wants_receive(&self) -> bool {
+        !self.paused && !self.peer_ended && !matches!(self.phase, Phase::Deciding | Phase::Closed)
+    }
+
+    /// Frames in received bytes are to be processed.
+    #[must_use]
+    pub fn processes_frames(&self) -> bool {
+        !self.paused && matches!(self.phase, Phase::Open | Phase::Closing)
+    }
+
+    /// The outbox.
+    #[must_use]
+    pub fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    /// Notes that bytes arrived and puts what an earlier input left over in front of them. The new bytes stand in `input`
+    /// from [`HEADROOM_BYTES`] on; answers where decoding begins, or a buffer to decode instead of `input`, when what was
+    /// left over does not fit in front.
+    pub fn handle_received(&mut self, input: &mut [u8], now: Timestamp) -> Result<usize, Vec<u8>> {
+        self.last_received = now;
+        let Some(partial) = self.partial.as_mut().filter(|partial| !partial.carry.is_empty()) else {
+            return Ok(HEADROOM_BYTES);
+        };
+        let carried = partial.carry.len();
+        if carried <= HEADROOM_BYTES {
+            let start = HEADROOM_BYTES - carried;
+            input[start..HEADROOM_BYTES].copy_from_slice(&partial.carry);
+            partial.carry.clear();
+            self.free_partial();
+            return Ok(start);
+        }
+        let mut joined = std::mem::take(&mut partial.carry);
+        joined.extend_from_slice(&input[HEADROOM_BYTES..]);
+        self.free_partial();
+        Err(joined)
+    }
+
+    /// Keeps `rest` for the next input.
+    pub fn keep(&mut self, rest: &[u8]) {
+        if !rest.is_empty() {
+            self.partial.get_or_insert_default().carry.extend_from_slice(rest);
+        }
+    }
+
+    /// What was kept, to go on after a pause without new bytes.
+    #[must_use]
+    pub fn take_kept(&mut self) -> Vec<u8> {
+        let kept = self.partial.as_mut().map(|partial| std::mem::take(&mut partial.carry)).unwrap_or_default();
+        self.free_partial();
+        kept
+    }
+
+    /// The next event in `input` from `position` on, which moves past it. `None` when more bytes are needed; what lies
+    /// behind `position` then must be [kept](Self::keep).
+    pub fn poll_event(
+        &mut self,
+        input: &mut [u8],
+        position: &mut usize,
+        settings: &Settings,
+        corks: &mut CorkPool,
+        now: Timestamp,
+    ) -> Option<Event> {
+        while self.processes_frames() && *position < input.len() {
+            let start = *position;
+            let decoded = match self.decoder.decode(&mut input[start..], &settings.message) {
+                Ok(decoded) => decoded,
+                Err(error) => {
+                    *position = input.len();
+                    self.fail(error.close_code(), &error.to_string(), corks, settings, now);
+                    return Some(Event::Closed(Some(error)));
+                }
+            };
+            *position += decoded.consumed;
+            let place = |range: Range<usize>| start + range.start..start + range.end;
+            match decoded.item {
+                None => return None,
+                Some(Item::Message { kind, payload }) => {
+                    self.last_message = now;
+                    return Some(Event::Message(kind, Place::Input(place(payload))));
+                }
+                Some(Item::Part { payload }) => self.assemble(&input[place(payload)]),
+                Some(Item::LastPart { kind, payload }) => {
+                    self.assemble(&input[place(payload)]);
+                    self.last_message = now;
+                    return Some(Event::Message(kind, Place::Assembly));
+                }
+                Some(Item::Ping { payload }) => {
+                    if self.is_open() {
+                        self.outbox.push_pong(&input[place(payload)], &settings.outbox, corks);
+                    }
+                    return Some(Event::Ping);
+                }
+                Some(Item::Pong { payload }) => {
+                    if self.is_answered_by(&input[place(payload)], now) {
+                        return Some(Event::Pong);
+                    }
+                }
+                Some(Item::Close { payload }) => {
+                    *position = input.len();
+                    let error = self.handle_close(&input[place(payload)], settings, corks, now).err();
+                    return Some(Event::Closed(error));
+                }
+            }
+        }
+        None
+    }
+
+    /// The payload of a message that came in pieces, behind room for a frame header.
+    #[must_use]
+    pub fn take_assembly(&mut self) -> (Vec<u8>, usize) {
+        let assembly =
+            self.partial.as_mut().map(|partial| std::mem::take(&mut partial.assembly)).unwrap_or_default();
+        self.free_partial();
+        let start = ASSEMBLY_HEADER_BYTES.min(assembly.len());
+        (assembly, start)
+    }
+
+    /// The upgrade request is in the decision's hands.
+    pub fn begin_deciding(&mut self) {
+        debug_assert_eq!(self.phase, Phase::Handshake);
+        self.phase = Phase::Deciding;
+    }
+
+    /// Answers the upgrade request with `response` (status 101) and opens the connection.
+    pub fn accept(&mut self, response: Vec<u8>, now: Timestamp) {
+        debug_assert!(self.phase <= Phase::Deciding);
+        self.outbox.push_response(response);
+        self.phase = Phase::Open;
+        self.last_received = now;
+        self.last_message = now;
+        self.awaited_until = Timestamp::NEVER;
+    }
+
+    /// Answers a request with `response` and ends the connection.
+    pub fn refuse(&mut self, response: Vec<u8>, settings: &Settings, now: Timestamp) {
+        debug_assert!(self.phase <= Phase::Deciding);
+        self.outbox.push_response(response);
+        self.begin_flushing(settings, now);
+    }
+
+    /// Queues a message.
+    pub fn send(
+        &mut self,
+        opcode: OpCode,
+        payload: &[u8],
+        settings: &Settings,
+        corks: &mut CorkPool,
+    ) -> Result<SendStatus, OutboxFull> {
+        if !self.is_open() {
+            return Ok(SendStatus::Dropped);
+        }
+        let limits = &settings.outbox;
+        self.outbox.push_data(opcode, payload, limits, corks).map_err(|_| limits.full)
+    }
+
+    /// Queues a frame that others send as well.
+    pub fn send_shared(&mut self, frame: &SharedFrame, settings: &Settings) -> Result<SendStatus, OutboxFull> {
+        if !self.is_open() {
+            return Ok(SendStatus::Dropped);
+        }
+        let limits = &settings.outbox;
+        self.outbox.push_shared(frame, limits).map_err(|_| limits.full)
+    }
+
+    /// Accounts for a message that will be sent from the memory where it lies, if nothing is in its way.
+    pub fn reserve_relay(&mut self, payload_bytes: usize, settings: &Settings) -> Option<SendStatus> {
+        if !self.is_open() || !self.outbox.is_idle() {
+            return None;
+        }
+        self.outbox.reserve(frame_bytes(payload_bytes), &settings.outbox).ok()
+    }
+
+    /// `sent` bytes of a relayed frame have left; `rest` has not. Answers whether the outbox fell to its low mark.
+    pub fn handle_relayed(&mut self, sent: usize, rest: &[u8], settings: &Settings) -> bool {
+        self.outbox.sent_directly(sent, rest, &settings.outbox)
+    }
+
+    /// Sends a ping with a payload of the user's.
+    pub fn ping(&mut self, payload: &[u8], corks: &mut CorkPool) {
+        if self.is_open() {
+            self.outbox.push_control(OpCode::Ping, payload, corks);
+        }
+    }
+
+    /// Begins the close handshake (RFC 6455 section 7.1.2).
+    pub fn close(
+        &mut self,
+        code: CloseCode,
+        reason: &str,
+        settings: &Settings,
+        corks: &mut CorkPool,
+        now: Timestamp,
+    ) {
+        match self.phase {
+            Phase::Handshake | Phase::Deciding => self.abort(code, reason, Initiator::Local),
+            Phase::Open => {
+                self.queue_close_frame(Some(code), reason, corks);
+                self.phase = Phase::Closing;
+                self.pause_receive(false);
+                self.awaited_until = now.after(settings.timeouts.close);
+                self.ended = Some(Box::new(CloseReason::new(code, reason, Initiator::Local)));
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends the connection without waiting for the peer's close frame (RFC 6455 section 7.1.7).
+    pub fn fail(
+        &mut self,
+        code: CloseCode,
+        reason: &str,
+        corks: &mut CorkPool,
+        settings: &Settings,
+        now: Timestamp,
+    ) {
+        if self.phase == Phase::Open {
+            self.queue_close_frame(Some(code), reason, corks);
+            self.ended = Some(Box::new(CloseReason::new(code, reason, Initiator::Local)));
+        }
+        if self.phase < Phase::Flushing {
+            self.begin_flushing(settings, now);
+        }
+    }
+
+    /// Drops what has not begun to leave and begins to close; the answer to a full outbox.
+    pub fn give_up(
+        &mut self,
+        code: CloseCode,
+        settings: &Settings,
+        corks: &mut CorkPool,
+        now: Timestamp,
+    ) -> (u64, usize) {
+        let dropped = self.outbox.drop_unsent(corks);
+        self.close(code, "outbox full", settings, corks, now);
+        dropped
+    }
+
+    /// Ends the connection at once, without a close frame.
+    pub fn abort(&mut self, code: CloseCode, reason: &str, initiator: Initiator) {
+        if self.phase == Phase::Closed {
+            return;
+        }
+        if self.phase <= Phase::Closing && self.ended.is_none() {
+            self.ended = Some(Box::new(CloseReason::new(code, reason, initiator)));
+        }
+        self.phase = Phase::Closed;
+    }
+
+    /// The peer ended its side of the stream.
+    pub fn handle_end_of_stream(&mut self) {
+        self.peer_ended = true;
+        match self.phase {
+            Phase::Flushing => {}
+            Phase::Lingering => self.phase = Phase::Closed,
+            _ => self.abort(CloseCode::ABNORMAL, "end of stream without a close frame", Initiator::Transport),
+        }
+    }
+
+    /// The transport failed.
+    pub fn handle_transport_error(&mut self, description: &str) {
+        self.abort(CloseCode::ABNORMAL, description, Initiator::Transport);
+    }
+
+    /// What the transport is to do now. Each answer is given once.
+    pub fn poll_output(&mut self, corks: &mut CorkPool) -> Output {
+        if self.phase == Phase::Closed {
+            return if std::mem::replace(&mut self.reported, true) { Output::Idle } else { Output::Close };
+        }
+        if let Some(buffer) = self.outbox.poll(corks) {
+            return Output::Send(buffer);
+        }
+        if self.phase == Phase::Flushing && self.outbox.is_idle() {
+            if self.peer_ended {
+                self.phase = Phase::Closed;
+                return self.poll_output(corks);
+            }
+            self.phase = Phase::Lingering;
+            return Output::Shutdown;
+        }
+        Output::Idle
+    }
+
+    /// Whether [`poll_output`](Self::poll_output) would answer anything but idle.
+    #[must_use]
+    pub fn has_output(&self) -> bool {
+        match self.phase {
+            Phase::Closed => !self.reported,
+            Phase::Flushing => self.outbox.has_output() || self.outbox.is_idle(),
+            _ => self.outbox.has_output(),
+        }
+    }
+
+    /// Takes back a buffer of which `sent` bytes have left. Answers whether the outbox fell to its low mark.
+    pub fn handle_sent(
+        &mut self,
+        buffer: SendBuffer,
+        sent: usize,
+        settings: &Settings,
+        corks: &mut CorkPool,
+    ) -> bool {
+        self.outbox.sent(buffer, sent, &settings.outbox, corks) && self.is_open()
+    }
+
+    /// Why the connection ended, once, as soon as no more messages can come.
+    pub fn take_ended(&mut self) -> Option<Box<CloseReason>> {
+        if self.phase > Phase::Closing { self.ended.take() } else { None }
+    }
+
+    /// Stops or resumes the receipt of messages; the kernel's buffers and so the peer's sends then fill up.
+    pub fn pause_receive(&mut self, paused: bool) {
+        self.resumed |= self.paused && !paused;
+        self.paused = paused;
+    }
+
+    /// Receipt was resumed since the last call: what was [kept](Self::take_kept) is to be processed.
+    pub fn take_resumed(&mut self) -> bool {
+        std::mem::take(&mut self.resumed)
+    }
+
+    /// The handler does not receive at the moment.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// The last measured round trip of a keepalive ping.
+    #[must_use]
+    pub fn round_trip(&self) -> Option<std::time::Duration> {
+        (self.round_trip_millis != u32::MAX)
+            .then(|| std::time::Duration::from_millis(self.round_trip_millis.into()))
+    }
+
+    /// When the last message came or the connection was opened.
+    #[must_use]
+    pub fn last_received(&self) -> Timestamp {
+        self.last_received
+    }
+
+    /// Gives back memory that an idle connection does not need.
+    pub fn shrink(&mut self) {
+        self.outbox.shrink();
+    }
+
+    fn handle_close(
+        &mut self,
+        payload: &[u8],
+        settings: &Settings,
+        corks: &mut CorkPool,
+        now: Timestamp,
+    ) -> Result<(), ProtocolError> {
+        match parse_close(payload) {
+            Err(error) => {
+                self.fail(error.close_code(), &error.to_string(), corks, settings, now);
+                Err(error)
+            }
+            Ok(frame) => {
+                if self.phase == Phase::Open {
+                    // RFC 6455 section 5.5.1: the answer typically echoes the status code.
+                    self.queue_close_frame(frame.map(|(code, _)| code), "", corks);
+                    let (code, reason) = frame.unwrap_or((CloseCode::NO_STATUS, ""));
+                    self.ended = Some(Box::new(CloseReason::new(code, reason, Initiator::Peer)));
+                }
+                self.begin_flushing(settings, now);
+                Ok(())
+            }
+        }
+    }
+
+    fn is_answered_by(&mut self, payload: &[u8], now: Timestamp) -> bool {
+        let answered = self.awaiting_pong && payload == self.ping_sent.as_millis().to_be_bytes();
+        if answered {
+            self.awaiting_pong = false;
+            self.awaited_until = Timestamp::NEVER;
+            let millis = now.since(self.ping_sent).as_millis();
+            self.round_trip_millis = u32::try_from(millis).unwrap_or(u32::MAX - 1);
+        }
+        answered
+    }
+
+    fn queue_close_frame(&mut self, code: Option<CloseCode>, reason: &str, corks: &mut CorkPool) {
+        let mut frame = Vec::with_capacity(2 + 125);
+        append_close_frame(&mut frame, code, reason);
+        // The header of a control frame takes two bytes.
+        self.outbox.push_control(OpCode::Close, &frame[2..], corks);
+    }
+
+    fn begin_flushing(&mut self, settings: &Settings, now: Timestamp) {
+        self.phase = Phase::Flushing;
+        self.paused = false;
+        self.partial = None;
+        self.awaited_until = now.after(settings.timeouts.close);
+    }
+
+    fn assemble(&mut self, payload: &[u8]) {
+        let remaining = usize::try_from(self.decoder.remaining_payload()).unwrap_or(usize::MAX);
+        let assembly = &mut self.partial.get_or_insert_default().assembly;
+        if assembly.is_empty() {
+            assembly.reserve(ASSEMBLY_HEADER_BYTES + payload.len() + remaining.min(ASSEMBLY_RESERVED_BYTES_MAX));
+            assembly.resize(ASSEMBLY_HEADER_BYTES, 0);
+        }
+        assembly.extend_from_slice(payload);
+    }
+
+    fn free_partial(&mut self) {
+        if self.partial.as_ref().is_some_and(|partial| partial.carry.is_empty() && partial.assembly.is_empty()) {
+            self.partial = None;
+        }
+    }
+}
+
+/// How much is reserved at once for a message whose header announces more than has arrived: a peer must send bytes to
+/// make this side allocate them.
+const ASSEMBLY_RESERVED_BYTES_MAX: usize = 256 * 1024;

@@ -1,0 +1,258 @@
+//! The connection as a handler sees it: commands whose effects happen after the handler has returned.
+
+use std::{
+    fmt,
+    future::Future,
+    net::SocketAddr,
+    rc::{Rc, Weak},
+    time::Duration,
+};
+
+use super::{ConnectionId, Context, Message};
+use crate::{
+    connection::{Endpoint, OutboxFull, SendStatus},
+    protocol::{CloseCode, MessageKind, OpCode},
+};
+
+/// An open connection, lent to the handler for one call.
+pub struct Connection<'a, S> {
+    pub(super) id: ConnectionId,
+    pub(super) peer_address: SocketAddr,
+    pub(super) endpoint: &'a mut Endpoint,
+    pub(super) session: &'a mut S,
+    pub(super) context: &'a mut Context,
+    pub(super) local: &'a LocalHandle<S>,
+}
+
+/// Messages from this size on are sent from where they were received, when the handler sends the very payload that it
+/// was lent; smaller ones are cheaper to copy.
+pub(super) const RELAYED_BYTES_MIN: usize = 4096;
+
+/// The payload that was lent to the handler, and whether it has sent it on.
+#[derive(Debug, Default)]
+pub(super) struct Lent {
+    address: usize,
+    bytes: usize,
+    pub(super) relayed: Option<OpCode>,
+}
+
+impl Lent {
+    pub(super) fn new(payload: &[u8]) -> Self {
+        Self { address: payload.as_ptr().addr(), bytes: payload.len(), relayed: None }
+    }
+
+    fn is(&self, payload: &[u8]) -> bool {
+        self.bytes >= RELAYED_BYTES_MIN
+            && self.relayed.is_none()
+            && self.bytes == payload.len()
+            && self.address == payload.as_ptr().addr()
+    }
+}
+
+impl<S> Connection<'_, S> {
+    /// The name by which the connection can be found again.
+    #[must_use]
+    pub fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// What the program keeps for this connection.
+    #[must_use]
+    pub fn session(&self) -> &S {
+        self.session
+    }
+
+    /// What the program keeps for this connection, to be changed.
+    #[must_use]
+    pub fn session_mut(&mut self) -> &mut S {
+        self.session
+    }
+
+    /// The other end of the socket: the client, or the proxy in front of it.
+    #[must_use]
+    pub fn peer_address(&self) -> SocketAddr {
+        self.peer_address
+    }
+
+    /// Queues a message for the peer. It leaves when the handler returns, together with everything else that the turn
+    /// has produced for this connection.
+    ///
+    /// Sending back the very payload that the handler was lent costs no copy.
+    pub fn send<'m>(&mut self, message: impl Into<Message<'m>>) -> SendStatus {
+        let message = message.into();
+        let payload = message.bytes();
+        let opcode = match message.kind() {
+            MessageKind::Text => OpCode::Text,
+            MessageKind::Binary => OpCode::Binary,
+        };
+        if self.context.lent.is(payload)
+            && let Some(status) = self.endpoint.reserve_relay(payload.len(), &self.context.settings)
+        {
+            self.context.lent.relayed = Some(opcode);
+            self.context.counters.messages_sent.add(1);
+            return status;
+        }
+        let sent = self.endpoint.send(opcode, payload, &self.context.settings, &mut self.context.corks);
+        self.context.settle_send(self.endpoint, sent)
+    }
+
+    /// Begins the close handshake (RFC 6455 section 7.1.2). What was queued before still leaves.
+    ///
+    /// The reason is cut to 123 bytes. A code that may not be sent (RFC 6455 section 7.4) becomes 1000.
+    pub fn close(&mut self, code: CloseCode, reason: &str) {
+        let code = if code.is_allowed_on_wire() { code } else { CloseCode::NORMAL };
+        let context = &mut *self.context;
+        self.endpoint.close(code, reason, &context.settings, &mut context.corks, context.now);
+    }
+
+    /// Sends a ping of the program's own, with at most 125 bytes of payload; more is cut. The keepalive needs no help.
+    pub fn ping(&mut self, payload: &[u8]) {
+        let payload = &payload[..payload.len().min(125)];
+        self.endpoint.ping(payload, &mut self.context.corks);
+    }
+
+    /// No more messages are received until [`resume_receive`](Self::resume_receive); the peer's sends then come to a stop.
+    /// While paused, pings go unanswered and a close of the peer's goes unseen.
+    pub fn pause_receive(&mut self) {
+        self.endpoint.pause_receive(true);
+    }
+
+    /// Receives again.
+    pub fn resume_receive(&mut self) {
+        self.endpoint.pause_receive(false);
+    }
+
+    /// Bytes of encoded frames that the socket has not taken yet; never above `outbox_bytes_max` by a data frame.
+    #[must_use]
+    pub fn outbox_bytes(&self) -> usize {
+        self.endpoint.outbox().bytes()
+    }
+
+    /// Messages can be sent: no close has begun.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.endpoint.is_open()
+    }
+
+    /// The round trip of the newest keepalive ping that was answered, to a few milliseconds.
+    #[must_use]
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.endpoint.round_trip()
+    }
+
+    /// Runs a future on this shard's thread. It is dropped when the engine stops.
+    ///
+    /// With [`handle`](Self::handle) and [`id`](Self::id) it finds its way back to the connection.
+    pub fn spawn(&mut self, future: impl Future<Output = ()> + 'static) {
+        self.context.spawned.push(Box::pin(future));
+    }
+
+    /// A handle to this shard's connections, for futures on its thread.
+    #[must_use]
+    pub fn handle(&self) -> LocalHandle<S> {
+        self.local.clone()
+    }
+}
+
+impl Context {
+    /// Counts a send and carries out the policy of a full outbox.
+    pub(super) fn settle_send(
+        &mut self,
+        endpoint: &mut Endpoint,
+        sent: Result<SendStatus, OutboxFull>,
+    ) -> SendStatus {
+        match sent {
+            Ok(SendStatus::Dropped) => self.counters.dropped_closing.add(1),
+            Ok(status) => {
+                self.counters.messages_sent.add(1);
+                return status;
+            }
+            Err(OutboxFull::DropNewest) => self.counters.dropped_newest.add(1),
+            Err(OutboxFull::Close(code)) => {
+                let (dropped, _) = endpoint.give_up(code, &self.settings, &mut self.corks, self.now);
+                self.counters.dropped_by_close.add(dropped + 1);
+                self.counters.closed_outbox_full.add(1);
+            }
+        }
+        SendStatus::Dropped
+    }
+}
+
+/// Finds connections of a shard again, from futures on its thread.
+///
+/// ```
+/// # use ringwire::{Connection, Message};
+/// # fn on_message(connection: &mut Connection<'_, ()>, _: Message<'_>) {
+/// let (handle, id) = (connection.handle(), connection.id());
+/// connection.spawn(async move {
+///     // ... wait for something ...
+///     let _ = handle.with(id, |connection| {
+///         let _ = connection.send("done");
+///     });
+/// });
+/// # }
+/// ```
+pub struct LocalHandle<S>(pub(super) Option<Weak<dyn LocalShard<S>>>);
+
+/// What stands behind a [`LocalHandle`]: whoever owns the shard.
+pub(crate) trait LocalShard<S> {
+    fn with_connection(
+        &self,
+        id: ConnectionId,
+        action: &mut dyn FnMut(&mut Connection<'_, S>),
+    ) -> Result<(), LocalError>;
+}
+
+/// A connection could not be reached through a [`LocalHandle`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LocalError {
+    /// It has ended, or never was of this shard.
+    #[error("the connection is gone")]
+    Gone,
+    /// A handler of the same shard is being called: use the connection it was given, or spawn a future.
+    #[error("a handle was used inside a handler's call: spawn a future instead")]
+    InHandler,
+}
+
+impl<S> LocalHandle<S> {
+    /// Lends the connection to `action`.
+    ///
+    /// # Errors
+    /// [`LocalError::Gone`] when the connection has ended, [`LocalError::InHandler`] inside a handler's call.
+    pub fn with<R>(
+        &self,
+        id: ConnectionId,
+        action: impl FnOnce(&mut Connection<'_, S>) -> R,
+    ) -> Result<R, LocalError> {
+        let shard: Rc<dyn LocalShard<S>> = self.0.as_ref().and_then(Weak::upgrade).ok_or(LocalError::Gone)?;
+        let (mut action, mut result) = (Some(action), None);
+        shard.with_connection(id, &mut |connection| {
+            result = action.take().map(|action| action(connection));
+        })?;
+        result.ok_or(LocalError::Gone)
+    }
+}
+
+impl<S> Clone for LocalHandle<S> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<S> fmt::Debug for LocalHandle<S> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("LocalHandle")
+    }
+}
+
+impl<S> fmt::Debug for Connection<'_, S> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Connection")
+            .field("id", &self.id)
+            .field("peer_address", &self.peer_address)
+            .field("outbox_bytes", &self.outbox_bytes())
+            .finish_non_exhaustive()
+    }
+}

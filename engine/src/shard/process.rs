@@ -1,0 +1,326 @@
+//! From received bytes to handler calls.
+//!
+//! Every call of user code goes through [`Shard::call`], which catches its panics; what a call brought about is carried out
+//! by [`Shard::settle`] after it has returned.
+
+use std::{
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use super::{
+    Connection, ConnectionId, Deciding, Handler, Message, Shard, Upgrade,
+    connection::Lent,
+    find,
+    upgrade::{Acceptance, Decision},
+};
+use crate::{
+    connection::{Event, Phase, Place},
+    protocol::{
+        CloseCode, HttpRequest, HttpResponse, MessageKind, OpCode, SwitchingProtocols, UpgradeRequest,
+        frame::{append_frame, write_header_before},
+    },
+};
+
+/// What became of a request that is being received.
+enum Head {
+    /// More bytes are needed.
+    Incomplete,
+    /// It takes this many bytes, and this is to be done about it.
+    Complete(usize),
+}
+
+impl<H: Handler> Shard<H> {
+    pub(super) fn process_received(&mut self, id: ConnectionId, input: &mut [u8]) -> Option<Range<usize>> {
+        let slot = find(&mut self.slots, id)?;
+        let received = input.len().saturating_sub(crate::buffer::HEADROOM_BYTES);
+        self.context.counters.bytes_received.add(received as u64);
+        match slot.endpoint.handle_received(input, self.context.now) {
+            Ok(start) => self.process(id, input, start),
+            Err(mut joined) => {
+                self.process_apart(id, &mut joined);
+                None
+            }
+        }
+    }
+
+    /// Processes bytes that do not stand in a receive buffer: nothing can be sent from there later on.
+    fn process_apart(&mut self, id: ConnectionId, input: &mut [u8]) {
+        if let Some(range) = self.process(id, input, 0) {
+            self.handle_relayed(id, 0, &input[range]);
+        }
+    }
+
+    fn process(&mut self, id: ConnectionId, input: &mut [u8], start: usize) -> Option<Range<usize>> {
+        let mut position = start;
+        if find(&mut self.slots, id)?.endpoint.phase() == Phase::Handshake {
+            match self.process_request(id, &input[position..]) {
+                Head::Complete(bytes) => position += bytes,
+                Head::Incomplete => {
+                    find(&mut self.slots, id)?.endpoint.keep(&input[position..]);
+                    return None;
+                }
+            }
+        }
+        let mut relay = None;
+        loop {
+            let context = &mut self.context;
+            let slot = find(&mut self.slots, id)?;
+            let event = slot.endpoint.poll_event(
+                input,
+                &mut position,
+                &context.settings,
+                &mut context.corks,
+                context.now,
+            );
+            match event {
+                Some(Event::Message(kind, Place::Input(payload))) => {
+                    let range = self.deliver(id, kind, input, payload, relay.is_none());
+                    relay = relay.or(range);
+                }
+                Some(Event::Message(kind, Place::Assembly)) => {
+                    let (mut assembly, start) = slot.endpoint.take_assembly();
+                    let payload = start..assembly.len();
+                    if let Some(range) = self.deliver(id, kind, &mut assembly, payload, relay.is_none()) {
+                        self.handle_relayed(id, 0, &assembly[range]);
+                    }
+                }
+                Some(Event::Ping) => context.counters.pings_received.add(1),
+                Some(Event::Pong) => context.counters.pongs_received.add(1),
+                Some(Event::Closed(error)) => {
+                    if let Some(error) = error {
+                        tracing::debug!(%id, %error, "protocol error");
+                        context.counters.protocol_errors.add(1);
+                    }
+                }
+                None => break,
+            }
+        }
+        let endpoint = &mut find(&mut self.slots, id)?.endpoint;
+        if endpoint.phase() <= Phase::Closing {
+            endpoint.keep(&input[position..]);
+        }
+        relay
+    }
+
+    /// Lends a message to the handler. Answers where the frame stands that the handler made of it in place.
+    fn deliver(
+        &mut self,
+        id: ConnectionId,
+        kind: MessageKind,
+        input: &mut [u8],
+        payload: Range<usize>,
+        may_relay: bool,
+    ) -> Option<Range<usize>> {
+        let slot = find(&mut self.slots, id)?;
+        let bytes = &input[payload.clone()];
+        let message = match kind {
+            MessageKind::Binary => Message::Binary(bytes),
+            MessageKind::Text => match simdutf8::basic::from_utf8(bytes) {
+                Ok(text) => Message::Text(text),
+                Err(_) => {
+                    let context = &mut self.context;
+                    context.counters.protocol_errors.add(1);
+                    slot.endpoint.fail(
+                        CloseCode::INVALID_PAYLOAD,
+                        "text is not UTF-8",
+                        &mut context.corks,
+                        &context.settings,
+                        context.now,
+                    );
+                    return None;
+                }
+            },
+        };
+        self.context.counters.messages_received.add(1);
+        if slot.endpoint.phase() != Phase::Open {
+            // RFC 6455 section 1.4: after sending a close frame, what still arrives is discarded.
+            return None;
+        }
+        self.context.lent = if may_relay { Lent::new(bytes) } else { Lent::default() };
+        self.call(id, |handler, connection| handler.on_message(connection, message));
+        let opcode = std::mem::take(&mut self.context.lent).relayed?;
+        self.settle_relay(id, opcode, input, payload)
+    }
+
+    fn settle_relay(
+        &mut self,
+        id: ConnectionId,
+        opcode: OpCode,
+        input: &mut [u8],
+        payload: Range<usize>,
+    ) -> Option<Range<usize>> {
+        if let Some(start) = write_header_before(input, payload.start, opcode, payload.len()) {
+            return Some(start..payload.end);
+        }
+        // No room in front: a message always has it, since the header it came with was longer.
+        debug_assert!(false, "no room for a header");
+        let mut frame = Vec::with_capacity(payload.len() + 14);
+        append_frame(&mut frame, opcode, &input[payload]);
+        self.handle_relayed(id, 0, &frame);
+        None
+    }
+
+    fn process_request(&mut self, id: ConnectionId, bytes: &[u8]) -> Head {
+        let Some(slot) = find(&mut self.slots, id) else { return Head::Incomplete };
+        let context = &mut self.context;
+        let peer_address = slot.peer_address;
+        let (request, consumed) = match HttpRequest::parse(bytes, context.settings.header_bytes_max) {
+            Ok(None) => return Head::Incomplete,
+            Ok(Some(parsed)) => parsed,
+            Err(error) => {
+                tracing::debug!(%id, %error, "request refused");
+                self.refuse(id, &error.response());
+                return Head::Complete(bytes.len());
+            }
+        };
+        if !request.wants_upgrade() {
+            context.counters.http_requests.add(1);
+            let handler = &mut self.handler;
+            let response = catch_unwind(AssertUnwindSafe(|| handler.on_http(&request)));
+            let response = response.unwrap_or_else(|_| self.panicked(id));
+            self.refuse(id, &response);
+            return Head::Complete(bytes.len());
+        }
+        match UpgradeRequest::check(&request, peer_address) {
+            Err(error) => {
+                tracing::debug!(%id, %error, "upgrade refused");
+                self.refuse(id, &error.response());
+            }
+            Ok(upgrade_request) => {
+                slot.deciding = Some(Box::new(Deciding {
+                    accept_key: upgrade_request.accept_key(),
+                    offered: upgrade_request.subprotocols().map(str::to_owned).collect(),
+                }));
+                let handler = &mut self.handler;
+                let upgrade = catch_unwind(AssertUnwindSafe(|| handler.on_upgrade(&upgrade_request)));
+                let upgrade = upgrade.unwrap_or_else(|_| Upgrade::reject_with(self.panicked(id)));
+                self.decide(id, upgrade);
+            }
+        }
+        Head::Complete(consumed)
+    }
+
+    pub(super) fn decide(&mut self, id: ConnectionId, upgrade: Upgrade<H::Session>) {
+        let Some(slot) = find(&mut self.slots, id) else { return };
+        if slot.endpoint.phase() > Phase::Deciding {
+            return;
+        }
+        match upgrade.0 {
+            Decision::Reject(response) => self.refuse(id, &response),
+            Decision::Defer(decision) => {
+                if slot.endpoint.phase() == Phase::Handshake {
+                    slot.endpoint.begin_deciding();
+                }
+                self.deferred.push((id, decision));
+            }
+            Decision::Accept(acceptance) => self.accept(id, acceptance),
+        }
+    }
+
+    fn accept(&mut self, id: ConnectionId, acceptance: Acceptance<H::Session>) {
+        let Some(slot) = find(&mut self.slots, id) else { return };
+        let Some(deciding) = slot.deciding.take() else { return };
+        let subprotocol = acceptance.subprotocol.filter(|name| {
+            let offered = deciding.offered.contains(name);
+            if !offered {
+                tracing::warn!(%id, subprotocol = name, "not offered by the client, left out");
+            }
+            offered
+        });
+        let mut response = self.context.corks.take(256);
+        SwitchingProtocols {
+            accept_key: &deciding.accept_key,
+            subprotocol: subprotocol.as_deref(),
+            headers: &acceptance.headers,
+        }
+        .append_to(&mut response);
+        slot.endpoint.accept(response, self.context.now);
+        slot.session = Some(acceptance.session);
+        self.context.counters.connections_opened.add(1);
+        self.call(id, |handler, connection| handler.on_open(connection));
+        // What came behind the request belongs to the stream; during a deferred decision it was kept.
+        if let Some(slot) = find(&mut self.slots, id) {
+            let mut kept = slot.endpoint.take_kept();
+            self.process_apart(id, &mut kept);
+        }
+    }
+
+    fn refuse(&mut self, id: ConnectionId, response: &HttpResponse) {
+        let Some(slot) = find(&mut self.slots, id) else { return };
+        slot.deciding = None;
+        self.context.counters.upgrades_refused.add(u64::from(response.status() >= 400));
+        let mut bytes = Vec::with_capacity(256);
+        response.append_to(&mut bytes);
+        slot.endpoint.refuse(bytes, &self.context.settings, self.context.now);
+    }
+
+    fn panicked(&mut self, id: ConnectionId) -> HttpResponse {
+        tracing::error!(%id, "the handler panicked deciding on a request");
+        self.context.counters.handler_panics.add(1);
+        HttpResponse::new(500)
+    }
+
+    /// Calls user code with the connection lent to it. A panic ends the connection with 1011.
+    pub(super) fn call(
+        &mut self,
+        id: ConnectionId,
+        action: impl FnOnce(&mut H, &mut Connection<'_, H::Session>),
+    ) {
+        let Some(slot) = find(&mut self.slots, id) else { return };
+        let Some(session) = &mut slot.session else { return };
+        let handler = &mut self.handler;
+        let mut connection = Connection {
+            id,
+            peer_address: slot.peer_address,
+            endpoint: &mut slot.endpoint,
+            session,
+            context: &mut self.context,
+            local: &self.local,
+        };
+        if catch_unwind(AssertUnwindSafe(|| action(handler, &mut connection))).is_ok() {
+            return;
+        }
+        tracing::error!(%id, "the handler panicked");
+        let context = &mut self.context;
+        context.counters.handler_panics.add(1);
+        slot.endpoint.fail(
+            CloseCode::INTERNAL_ERROR,
+            "handler failed",
+            &mut context.corks,
+            &context.settings,
+            context.now,
+        );
+    }
+
+    /// Carries out what the last call or event brought about for this connection.
+    pub(super) fn settle(&mut self, id: ConnectionId) {
+        loop {
+            let Some(slot) = find(&mut self.slots, id) else { return };
+            if !slot.endpoint.take_resumed() {
+                break;
+            }
+            self.wheel.schedule(id.index(), slot.endpoint.deadline(&self.context.settings));
+            let mut kept = slot.endpoint.take_kept();
+            self.process_apart(id, &mut kept);
+        }
+        let Some(slot) = find(&mut self.slots, id) else { return };
+        let phase = slot.endpoint.phase();
+        if phase == slot.scheduled {
+            return;
+        }
+        slot.scheduled = phase;
+        let ended = slot.endpoint.take_ended();
+        self.wheel.schedule(id.index(), slot.endpoint.deadline(&self.context.settings));
+        if let Some(reason) = ended.filter(|_| slot.session.is_some()) {
+            self.call(id, |handler, connection| handler.on_close(connection, &reason));
+            self.context.counters.connections_closed.add(1);
+            if let Some(slot) = find(&mut self.slots, id) {
+                let session = slot.session.take();
+                if catch_unwind(AssertUnwindSafe(|| drop(session))).is_err() {
+                    self.context.counters.handler_panics.add(1);
+                }
+            }
+        }
+    }
+}
