@@ -150,3 +150,73 @@ const BLOCK_BYTES: usize = 32;
 const TINY_BYTES_MAX: usize = 32;
 /// From here aligning the blocks pays for itself.
 const ALIGN_BYTES_MIN: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// RFC 6455 section 5.3: "transformed-octet-i = original-octet-i XOR masking-key-octet-j, j = i MOD 4".
+    fn unmask_naive(payload: &mut [u8], mask: [u8; 4], phase: usize) {
+        for (index, byte) in payload.iter_mut().enumerate() {
+            *byte ^= mask[(index + phase) % 4];
+        }
+    }
+
+    fn unmask_portable(payload: &mut [u8], mask: [u8; 4], phase: usize) {
+        unmask_blocks(payload, MaskKey::new(mask).at(phase));
+    }
+
+    fn assert_matches_naive(bytes: &[u8], offset: usize, mask: [u8; 4], phase: usize) {
+        let mut expected = bytes.to_vec();
+        unmask_naive(&mut expected[offset..], mask, phase);
+        for path in [unmask, unmask_portable] {
+            let mut actual = bytes.to_vec();
+            path(&mut actual[offset..], mask, phase);
+            assert_eq!(actual, expected, "length {}, offset {offset}, phase {phase}", bytes.len() - offset);
+        }
+    }
+
+    #[test]
+    fn every_short_length_offset_and_phase_matches_the_naive_loop() {
+        let bytes: Vec<u8> = (0..400).map(|index: u32| (index * 151 % 251) as u8).collect();
+        let step = if cfg!(miri) { 37 } else { 1 };
+        for length in (0..300).step_by(step) {
+            for offset in (0..64).step_by(step) {
+                for phase in 0..4 {
+                    assert_matches_naive(&bytes[..offset + length], offset, [0x11, 0xA2, 0x5C, 0xFF], phase);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn lengths_around_the_alignment_threshold_match_the_naive_loop() {
+        let bytes: Vec<u8> = (0..1200).map(|index: u32| (index * 57 % 253) as u8).collect();
+        for length in ALIGN_BYTES_MIN - 40..ALIGN_BYTES_MIN + 40 {
+            for offset in 0..33 {
+                assert_matches_naive(&bytes[..offset + length], offset, [1, 2, 4, 8], offset);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_payload_matches_the_naive_loop(
+            bytes in proptest::collection::vec(any::<u8>(), 0..5000),
+            offset in 0_usize..64,
+            mask: [u8; 4],
+            phase in 0_usize..9,
+        ) {
+            assert_matches_naive(&bytes, offset.min(bytes.len()), mask, phase);
+        }
+
+        #[test]
+        fn masking_twice_is_identity(mut bytes: Vec<u8>, mask: [u8; 4], phase in 0_usize..4) {
+            let original = bytes.clone();
+            unmask(&mut bytes, mask, phase);
+            unmask(&mut bytes, mask, phase);
+            prop_assert_eq!(bytes, original);
+        }
+    }
+}
