@@ -60,3 +60,64 @@ pub fn parse_client_response(bytes: &[u8], key: &str) -> Result<Option<usize>, U
 }
 
 const RESPONSE_HEAD_BYTES_MAX: usize = 16 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+    use crate::protocol::handshake::{HttpRequest, SwitchingProtocols, UpgradeRequest};
+
+    const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+
+    fn good_response() -> String {
+        let accept_key = &accept_key(KEY);
+        let mut out = Vec::new();
+        SwitchingProtocols { accept_key, subprotocol: Some("chat"), headers: &[] }.append_to(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn our_request_passes_our_checks() {
+        let mut bytes = Vec::new();
+        append_client_request(&mut bytes, "localhost:9001", "/a?b", KEY, &["chat", "news"]);
+        let (request, consumed) = HttpRequest::parse(&bytes, 8192).unwrap().unwrap();
+        assert_eq!(consumed, bytes.len());
+        let upgrade = UpgradeRequest::check(&request, SocketAddr::from(([127, 0, 0, 1], 1))).unwrap();
+        assert_eq!((upgrade.host(), upgrade.target()), ("localhost:9001", "/a?b"));
+        assert_eq!(upgrade.accept_key(), accept_key(KEY));
+        assert!(upgrade.subprotocols().eq(["chat", "news"]));
+    }
+
+    #[test]
+    fn our_response_is_accepted_once_complete() {
+        let response = good_response();
+        for end in 0..response.len() {
+            assert_eq!(parse_client_response(&response.as_bytes()[..end], KEY), Ok(None));
+        }
+        let with_frame = [response.as_bytes(), b"\x81\x00"].concat();
+        assert_eq!(parse_client_response(&with_frame, KEY), Ok(Some(response.len())));
+    }
+
+    #[test]
+    fn response_that_does_not_answer_is_refused() {
+        use UpgradeError::*;
+        for (from, to, error) in [
+            ("101", "200", UnexpectedStatus(200)),
+            ("Upgrade: websocket", "Upgrade: h2c", NotAnUpgrade),
+            ("Connection: Upgrade", "Connection: close", ConnectionNotUpgrade),
+            ("s3pPLM", "S3pPLM", AcceptMismatch),
+            ("Sec-WebSocket-Accept", "X", AcceptMismatch),
+            ("HTTP/1.1", "SPDY/9", Malformed),
+        ] {
+            let response = good_response().replacen(from, to, 1);
+            assert_eq!(parse_client_response(response.as_bytes(), KEY), Err(error), "{from} -> {to}");
+        }
+    }
+
+    #[test]
+    fn endless_response_head_is_refused() {
+        let head = format!("HTTP/1.1 101 x\r\nX: {}", "y".repeat(RESPONSE_HEAD_BYTES_MAX));
+        assert_eq!(parse_client_response(head.as_bytes(), KEY), Err(UpgradeError::HeaderBlockTooLarge));
+    }
+}

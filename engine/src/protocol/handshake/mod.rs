@@ -1,7 +1,7 @@
 //! The opening handshake: the HTTP/1.1 request of a client, its checks, and the answers.
 //!
-//! Invariants: nothing a caller passes can end a header line early; a request is accepted only after
-//! every check of RFC 6455 section 4.2.1. It does not know routes, sessions or deadlines, and reads no body.
+//! Invariants: nothing an application puts into an answer can end a header line early; a request is
+//! accepted only after every check of RFC 6455 section 4.2.1. It does not know routes, sessions or deadlines, and reads no body.
 
 pub mod client;
 pub mod request;
@@ -44,3 +44,33 @@ fn is_token(text: &str) -> bool {
 }
 
 const ACCEPT_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accept_key_answers_the_example_of_section_1_3() {
+        assert_eq!(&accept_key("dGhlIHNhbXBsZSBub25jZQ=="), b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+
+    #[test]
+    fn token_is_found_in_lists_of_any_case() {
+        for values in [&[&b"keep-alive, Upgrade"[..]][..], &[b"keep-alive", b"\tUPGRADE ,x"], &[b"upgrade"]] {
+            assert!(lists_token(values.iter().copied(), "upgrade"), "{values:?}");
+        }
+        for values in [&[&b"upgraded"[..]][..], &[b"up grade", b"x"], &[b""], &[]] {
+            assert!(!lists_token(values.iter().copied(), "upgrade"), "{values:?}");
+        }
+    }
+
+    #[test]
+    fn tokens_have_no_separators() {
+        for token in ["chat", "v1.chat~x", "graphql-transport-ws", "!#$%&'*+-.^_`|~09azAZ"] {
+            assert!(is_token(token));
+        }
+        for other in ["", "a b", "a,b", "a;b", "a:b", "a/b", "\u{e9}", "a\r\n", "a\0", "\"a\""] {
+            assert!(!is_token(other), "{other:?}");
+        }
+    }
+}

@@ -216,3 +216,205 @@ const KEY_BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const GOOD: &str = "GET /chat?room=1&x=?y HTTP/1.1\r\n\
+        Host: server.example.com\r\n\
+        Upgrade: websocket\r\n\
+        Connection: Upgrade\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+        Origin: http://example.com\r\n\
+        Sec-WebSocket-Protocol: chat, superchat\r\n\
+        Sec-WebSocket-Version: 13\r\n\r\n";
+
+    const HEADER_BYTES_MAX: usize = 8192;
+
+    fn peer() -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], 4711))
+    }
+
+    fn parsed(text: &str) -> HttpRequest<'_> {
+        HttpRequest::parse(text.as_bytes(), HEADER_BYTES_MAX).unwrap().unwrap().0
+    }
+
+    fn checked(text: &str) -> Result<(), UpgradeError> {
+        UpgradeRequest::check(&parsed(text), peer()).map(|_| ())
+    }
+
+    #[test]
+    fn good_request_is_read_whole() {
+        let request = parsed(GOOD);
+        assert!(request.wants_upgrade());
+        let upgrade = UpgradeRequest::check(&request, peer()).unwrap();
+        assert_eq!(upgrade.method(), "GET");
+        assert_eq!(upgrade.target(), "/chat?room=1&x=?y");
+        assert_eq!(upgrade.path(), "/chat");
+        assert_eq!(upgrade.query(), Some("room=1&x=?y"));
+        assert_eq!(upgrade.host(), "server.example.com");
+        assert_eq!(upgrade.origin(), Some("http://example.com"));
+        assert_eq!(upgrade.header("SEC-WEBSOCKET-VERSION"), Some("13"));
+        assert_eq!(upgrade.header("cookie"), None);
+        assert_eq!(upgrade.headers().count(), 7);
+        assert_eq!(upgrade.subprotocols().collect::<Vec<_>>(), ["chat", "superchat"]);
+        assert_eq!(upgrade.peer_address(), peer());
+        assert_eq!(&upgrade.accept_key(), b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+
+    #[test]
+    fn request_in_pieces_asks_for_more_until_its_last_byte() {
+        for end in 0..GOOD.len() {
+            assert!(HttpRequest::parse(&GOOD.as_bytes()[..end], HEADER_BYTES_MAX).unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn bytes_behind_the_request_are_not_consumed() {
+        let bytes = [GOOD.as_bytes(), b"\x81\x85mask....."].concat();
+        let (_, consumed) = HttpRequest::parse(&bytes, HEADER_BYTES_MAX).unwrap().unwrap();
+        assert_eq!(consumed, GOOD.len());
+    }
+
+    #[test]
+    fn equivalent_spellings_are_accepted() {
+        for (from, to) in [
+            ("Upgrade: websocket", "UPGRADE: h2c, WebSocket"),
+            ("Upgrade: websocket", "Upgrade: h2c\r\nUpgrade:websocket"),
+            ("Connection: Upgrade", "connection: keep-alive, upgrade"),
+            ("Connection: Upgrade", "Connection: keep-alive\r\nConnection: UPGRADE"),
+            ("Origin: http://example.com", "Content-Length: 0"),
+            // Unused bits of the last character are set.
+            ("dGhlIHNhbXBsZSBub25jZQ==", "AAAAAAAAAAAAAAAAAAAAAB=="),
+        ] {
+            assert_eq!(checked(&GOOD.replace(from, to)), Ok(()), "{to}");
+        }
+    }
+
+    #[test]
+    fn each_failed_check_has_its_error_and_status() {
+        use UpgradeError::*;
+        let table = [
+            ("GET ", "POST ", WrongMethod, 405),
+            ("GET ", "get ", WrongMethod, 405),
+            ("HTTP/1.1", "HTTP/1.0", UnsupportedHttpVersion, 505),
+            ("Host: server.example.com", "X: y", InvalidHost, 400),
+            ("Host: server.example.com", "Host: ", InvalidHost, 400),
+            ("Host: server.example.com", "Host: a\r\nHost: a", InvalidHost, 400),
+            ("Upgrade: websocket", "Upgrade: websocket2", NotAnUpgrade, 426),
+            ("Upgrade: websocket", "X: y", NotAnUpgrade, 426),
+            ("Connection: Upgrade", "Connection: close", ConnectionNotUpgrade, 400),
+            ("Connection: Upgrade", "X: y", ConnectionNotUpgrade, 400),
+            ("Version: 13", "Version: 8", UnsupportedVersion, 426),
+            ("Version: 13", "Version: 13, 8", UnsupportedVersion, 426),
+            ("Sec-WebSocket-Version: 13", "X: y", UnsupportedVersion, 426),
+            ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "X: y", InvalidKey, 400),
+            ("dGhlIHNhbXBsZSBub25jZQ==", "", InvalidKey, 400),
+            ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZQ", InvalidKey, 400),
+            ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25j", InvalidKey, 400),
+            ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZWFi", InvalidKey, 400),
+            ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZWFiYWFhYWFhYWFhYWFh", InvalidKey, 400),
+            ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25j!Q==", InvalidKey, 400),
+            ("Origin: ", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nX: ", InvalidKey, 400),
+            ("Origin: http://example.com", "Content-Length: 5", BodyAnnounced, 400),
+            ("Origin: http://example.com", "Content-Length: 0\r\nContent-Length: 9", BodyAnnounced, 400),
+            ("Origin: http://example.com", "Transfer-Encoding: chunked", BodyAnnounced, 400),
+        ];
+        for (from, to, error, status) in table {
+            assert!(GOOD.contains(from));
+            assert_eq!(checked(&GOOD.replacen(from, to, 1)), Err(error), "{from} -> {to}");
+            assert_eq!(error.response().status(), status, "{error}");
+        }
+    }
+
+    #[test]
+    fn malformed_requests_are_refused() {
+        for bytes in [
+            &b"\x16\x03\x01\x02\x00\x01\x00"[..],
+            b"GET / HTTP/2.0\r\n",
+            b"GET / FTP/1.1\r\n",
+            b"GET / HTTP/1.1\r\nHost : a\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a\0b\r\n\r\n",
+            b"GET / HTTP/1.1\r\n: a\r\n\r\n",
+        ] {
+            let error = HttpRequest::parse(bytes, HEADER_BYTES_MAX).unwrap_err();
+            assert_eq!(error, UpgradeError::Malformed, "{bytes:?}");
+            assert_eq!(error.response().status(), 400);
+        }
+    }
+
+    #[test]
+    fn header_block_over_the_limit_is_refused() {
+        let too_large = |bytes: &str, limit| {
+            HttpRequest::parse(bytes.as_bytes(), limit).err() == Some(UpgradeError::HeaderBlockTooLarge)
+        };
+        assert!(!too_large(GOOD, GOOD.len()));
+        assert!(too_large(GOOD, GOOD.len() - 1));
+        assert!(!too_large(&GOOD[..100], 100), "the next byte decides");
+        assert!(too_large(&GOOD[..101], 100));
+        assert_eq!(UpgradeError::HeaderBlockTooLarge.response().status(), 431);
+    }
+
+    #[test]
+    fn more_than_64_headers_are_refused() {
+        let with_headers = |count| format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(count));
+        assert_eq!(parsed(&with_headers(HEADERS_MAX)).headers().count(), HEADERS_MAX);
+        let error =
+            HttpRequest::parse(with_headers(HEADERS_MAX + 1).as_bytes(), HEADER_BYTES_MAX).unwrap_err();
+        assert_eq!(error, UpgradeError::TooManyHeaders);
+        assert_eq!(error.response().status(), 431);
+    }
+
+    #[test]
+    fn plain_request_is_read_without_asking_for_an_upgrade() {
+        let request = parsed("GET /health HTTP/1.0\r\n\r\n");
+        assert!(!request.wants_upgrade());
+        assert_eq!((request.path(), request.query()), ("/health", None));
+    }
+
+    #[test]
+    fn offered_subprotocols_come_from_all_lines_and_only_if_tokens() {
+        let text = GOOD.replace(
+            "Sec-WebSocket-Protocol: chat, superchat",
+            "sec-websocket-protocol: a ,,b/c,\td\r\nSec-WebSocket-Protocol: e f, g\r\nSec-WebSocket-Protocol:",
+        );
+        let request = parsed(&text);
+        let upgrade = UpgradeRequest::check(&request, peer()).unwrap();
+        assert_eq!(upgrade.subprotocols().collect::<Vec<_>>(), ["a", "d", "g"]);
+    }
+
+    #[test]
+    fn header_that_is_not_utf8_is_only_there_as_bytes() {
+        let bytes = b"GET / HTTP/1.1\r\nX: \xFF\r\n\r\n";
+        let (request, _) = HttpRequest::parse(bytes, HEADER_BYTES_MAX).unwrap().unwrap();
+        assert_eq!(request.header("x"), None);
+        assert!(request.header_values("x").eq([b"\xFF"]));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_request_never_panics(
+            mut bytes in prop_oneof![Just(GOOD.as_bytes().to_vec()), any::<Vec<u8>>()],
+            flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            header_bytes_max in 0_usize..400,
+        ) {
+            for (index, byte) in flips {
+                if !bytes.is_empty() {
+                    let index = index.index(bytes.len());
+                    bytes[index] = byte;
+                }
+            }
+            if let Ok(Some((request, consumed))) = HttpRequest::parse(&bytes, header_bytes_max) {
+                prop_assert!(consumed <= bytes.len().min(header_bytes_max));
+                let _ = request.wants_upgrade();
+                if let Ok(upgrade) = UpgradeRequest::check(&request, peer()) {
+                    let _ = (upgrade.path(), upgrade.query(), upgrade.origin(), upgrade.accept_key());
+                    let _ = upgrade.subprotocols().count();
+                }
+            }
+        }
+    }
+}

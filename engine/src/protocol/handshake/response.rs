@@ -214,3 +214,100 @@ const HANDSHAKE_HEADERS: &[&str] = &[
     "transfer-encoding",
     "upgrade",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::error::UpgradeError;
+
+    fn written(response: &HttpResponse) -> String {
+        let mut out = Vec::new();
+        response.append_to(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    fn switched(subprotocol: Option<&str>, headers: &[(&str, &str)]) -> String {
+        let headers: Vec<_> = headers.iter().map(|&(name, value)| (name.into(), value.into())).collect();
+        let accept_key = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+        let mut out = Vec::new();
+        SwitchingProtocols { accept_key, subprotocol, headers: &headers }.append_to(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn response_says_its_length_and_closes() {
+        let response = HttpResponse::not_found().header("X-Reason", "gone fishing").body("nothing here");
+        assert_eq!(
+            written(&response),
+            "HTTP/1.1 404 Not Found\r\nX-Reason: gone fishing\r\nConnection: close\r\n\
+             Content-Length: 12\r\n\r\nnothing here"
+        );
+    }
+
+    #[test]
+    fn refusals_tell_the_client_what_would_do() {
+        assert!(written(&UpgradeError::WrongMethod.response()).contains("\r\nAllow: GET\r\n"));
+        let wrong_version = written(&UpgradeError::UnsupportedVersion.response());
+        assert!(wrong_version.starts_with("HTTP/1.1 426 Upgrade Required\r\n"));
+        assert!(wrong_version.contains("\r\nSec-WebSocket-Version: 13\r\n"));
+        let no_upgrade = written(&UpgradeError::NotAnUpgrade.response());
+        assert!(no_upgrade.contains("\r\nUpgrade: websocket\r\nConnection: close, Upgrade\r\n"));
+    }
+
+    #[test]
+    fn header_that_would_end_its_line_is_dropped() {
+        let plain = HttpResponse::forbidden();
+        for (name, value) in [
+            ("X", "a\r\nSet-Cookie: b"),
+            ("X", "a\nb"),
+            ("X", "a\rb"),
+            ("X", "a\0b"),
+            ("X\r\nY", "a"),
+            ("X:", "a"),
+            ("X Y", "a"),
+            ("", "a"),
+        ] {
+            assert_eq!(plain.clone().header(name, value), plain, "{name:?}: {value:?}");
+            assert_eq!(switched(None, &[(name, value)]), switched(None, &[]));
+        }
+    }
+
+    #[test]
+    fn framing_headers_are_written_once() {
+        let plain = HttpResponse::forbidden();
+        for name in ["content-length", "Connection", "TRANSFER-ENCODING"] {
+            assert_eq!(plain.clone().header(name, "5"), plain);
+        }
+    }
+
+    #[test]
+    fn status_that_ends_nothing_becomes_500() {
+        for status in [0, 100, 101, 199, 600, u16::MAX] {
+            assert_eq!(HttpResponse::new(status).status(), 500);
+        }
+    }
+
+    #[test]
+    fn response_without_content_has_no_length() {
+        let text = written(&HttpResponse::new(204).body("ignored"));
+        assert_eq!(text, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n");
+    }
+
+    #[test]
+    fn switch_is_the_example_of_section_1_3() {
+        assert_eq!(
+            switched(Some("chat"), &[("Set-Cookie", "a=b")]),
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\
+             Sec-WebSocket-Protocol: chat\r\nSet-Cookie: a=b\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn handshake_headers_cannot_be_overridden() {
+        for name in HANDSHAKE_HEADERS {
+            assert_eq!(switched(None, &[(name, "x")]), switched(None, &[]));
+        }
+        assert_eq!(switched(Some("not, a token"), &[]), switched(None, &[]));
+    }
+}
