@@ -123,3 +123,91 @@ fn cut_reason(reason: &str) -> &str {
     }
     &reason[..end]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn close_frame(code: Option<CloseCode>, reason: &str) -> Vec<u8> {
+        let mut out = Vec::new();
+        append_close_frame(&mut out, code, reason);
+        out
+    }
+
+    #[test]
+    fn codes_allowed_on_the_wire_are_those_of_section_7_4() {
+        for (range, is_allowed) in [
+            (0..=999, false),
+            (1000..=1003, true),
+            (1004..=1006, false),
+            (1007..=1014, true),
+            (1015..=2999, false),
+            (3000..=4999, true),
+            (5000..=u16::MAX, false),
+        ] {
+            for value in range {
+                assert_eq!(CloseCode::new(value).is_allowed_on_wire(), is_allowed, "{value}");
+            }
+        }
+    }
+
+    #[test]
+    fn close_bodies_are_parsed() {
+        assert_eq!(parse_close(b""), Ok(None));
+        assert_eq!(parse_close(b"\x03\xE8"), Ok(Some((CloseCode::NORMAL, ""))));
+        assert_eq!(parse_close(b"\x03\xE9bye"), Ok(Some((CloseCode::GOING_AWAY, "bye"))));
+    }
+
+    #[test]
+    fn bad_close_bodies_are_refused_with_the_right_code() {
+        let table: [(&[u8], ProtocolError, CloseCode); 5] = [
+            (b"\x03", ProtocolError::CloseBodyTooShort, CloseCode::PROTOCOL_ERROR),
+            (b"\x03\xED", ProtocolError::InvalidCloseCode(CloseCode::NO_STATUS), CloseCode::PROTOCOL_ERROR),
+            (b"\0\0x", ProtocolError::InvalidCloseCode(CloseCode::new(0)), CloseCode::PROTOCOL_ERROR),
+            (b"\x03\xE8\xFF", ProtocolError::InvalidCloseReason, CloseCode::INVALID_PAYLOAD),
+            (b"\x03\xE8\xE2\x82", ProtocolError::InvalidCloseReason, CloseCode::INVALID_PAYLOAD),
+        ];
+        for (payload, error, code) in table {
+            assert_eq!(parse_close(payload), Err(error));
+            assert_eq!(error.close_code(), code);
+        }
+    }
+
+    #[test]
+    fn close_frames_are_written() {
+        assert_eq!(close_frame(None, "lost without a code"), b"\x88\x00");
+        assert_eq!(close_frame(Some(CloseCode::NORMAL), ""), b"\x88\x02\x03\xE8");
+        assert_eq!(close_frame(Some(CloseCode::SERVICE_RESTART), "soon"), b"\x88\x06\x03\xF4soon");
+    }
+
+    #[test]
+    fn code_not_allowed_on_the_wire_is_never_written() {
+        for code in [CloseCode::NO_STATUS, CloseCode::ABNORMAL, CloseCode::new(7)] {
+            assert_eq!(close_frame(Some(code), "reason"), b"\x88\x00");
+        }
+    }
+
+    #[test]
+    fn long_reason_is_cut_at_a_character_border() {
+        assert_eq!(close_frame(Some(CloseCode::NORMAL), &"a".repeat(500)).len(), 127);
+        // 41 characters of three bytes fill the 123 exactly; one byte in front leaves room for 40.
+        assert_eq!(close_frame(Some(CloseCode::NORMAL), &"\u{20ac}".repeat(42)).len(), 127);
+        assert_eq!(close_frame(Some(CloseCode::NORMAL), &format!("a{}", "\u{20ac}".repeat(42))).len(), 125);
+    }
+
+    proptest! {
+        #[test]
+        fn written_close_frame_parses(value in 3000_u16..5000, reason: String) {
+            let frame = close_frame(Some(CloseCode::new(value)), &reason);
+            let (code, parsed) = parse_close(&frame[2..]).unwrap().unwrap();
+            prop_assert_eq!(code.value(), value);
+            prop_assert!(reason.starts_with(parsed));
+        }
+
+        #[test]
+        fn arbitrary_close_body_never_panics(payload: Vec<u8>) {
+            let _ = parse_close(&payload);
+        }
+    }
+}

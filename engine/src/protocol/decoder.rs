@@ -405,3 +405,6 @@ enum PayloadEnd {
 
 // Every connection carries one.
 const _: () = assert!(size_of::<Decoder>() <= 48);
+
+#[cfg(test)]
+mod tests;

@@ -323,3 +323,169 @@ const MASK_BIT: u8 = 0x80;
 const LENGTH_BITS: u8 = 0x7F;
 const LENGTH_IS_16_BIT: u8 = 126;
 const LENGTH_IS_64_BIT: u8 = 127;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LENGTHS: [u64; 9] = [0, 1, 125, 126, 127, 0xFFFF, 0x1_0000, 0x1_0001, i64::MAX as u64];
+
+    #[test]
+    fn every_length_form_survives_the_round_trip() {
+        for payload_bytes in LENGTHS {
+            for mask in [None, Some([1, 2, 3, 4])] {
+                let header =
+                    FrameHeader { fin: true, rsv1: false, opcode: OpCode::Binary, mask, payload_bytes };
+                let mut out = [0; HEADER_BYTES_MAX];
+                let written = header.encode(&mut out);
+                assert_eq!(written, header.encoded_bytes());
+                assert_eq!(FrameHeader::decode(&out[..written]), Ok(Some((header, written))));
+            }
+        }
+    }
+
+    #[test]
+    fn header_sizes_are_those_of_section_5_2() {
+        let sizes = LENGTHS.map(unmasked_header_bytes);
+        assert_eq!(sizes, [2, 2, 2, 4, 4, 4, 10, 10, 10]);
+    }
+
+    #[test]
+    fn incomplete_header_asks_for_more() {
+        for payload_bytes in LENGTHS {
+            let header = FrameHeader {
+                fin: false,
+                rsv1: false,
+                opcode: OpCode::Text,
+                mask: Some([9; 4]),
+                payload_bytes,
+            };
+            let mut out = [0; HEADER_BYTES_MAX];
+            let written = header.encode(&mut out);
+            for end in 0..written {
+                assert_eq!(FrameHeader::decode(&out[..end]), Ok(None), "{end} of {written} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn violations_are_refused_at_the_byte_that_commits_them() {
+        use ProtocolError::*;
+        let table: [(&[u8], ProtocolError); 18] = [
+            (&[0xC1], ReservedBits),
+            (&[0xA1], ReservedBits),
+            (&[0x91], ReservedBits),
+            (&[0x83], ReservedOpCode),
+            (&[0x87], ReservedOpCode),
+            (&[0x8B], ReservedOpCode),
+            (&[0x8F], ReservedOpCode),
+            (&[0x08], FragmentedControlFrame),
+            (&[0x09], FragmentedControlFrame),
+            (&[0x0A], FragmentedControlFrame),
+            (&[0x88, 0xFE], ControlFrameTooLong),
+            (&[0x89, 0x7E], ControlFrameTooLong),
+            (&[0x8A, 0xFF], ControlFrameTooLong),
+            (&[0x82, 0xFE, 0, 125], NonMinimalLength),
+            (&[0x82, 0x7E, 0, 0], NonMinimalLength),
+            (&[0x82, 0xFF, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF], NonMinimalLength),
+            (&[0x82, 0x7F, 0, 0, 0, 0, 0, 0, 0, 1], NonMinimalLength),
+            (&[0x82, 0xFF, 0x80, 0, 0, 0, 0, 0, 0, 0], LengthTopBitSet),
+        ];
+        for (bytes, error) in table {
+            assert_eq!(FrameHeader::decode(bytes), Err(error), "{bytes:x?}");
+            assert_eq!(FrameHeader::decode(&bytes[..bytes.len() - 1]), Ok(None), "{bytes:x?} cut by one");
+        }
+    }
+
+    #[test]
+    fn opcode_bits_survive_the_round_trip() {
+        let known: Vec<u8> = (0..16).filter(|&bits| OpCode::from_bits(bits).is_some()).collect();
+        assert_eq!(known, [0, 1, 2, 8, 9, 10]);
+        for bits in known {
+            let opcode = OpCode::from_bits(bits).unwrap();
+            assert_eq!(opcode.bits(), bits);
+            assert_eq!(opcode.is_control(), bits >= 8);
+        }
+    }
+
+    #[test]
+    fn example_frames_of_section_5_7_are_written() {
+        let mut out = Vec::new();
+        append_frame(&mut out, OpCode::Text, b"Hello");
+        assert_eq!(out, b"\x81\x05Hello");
+
+        out.clear();
+        append_masked_frame(&mut out, OpCode::Text, b"Hello", [0x37, 0xFA, 0x21, 0x3D]);
+        assert_eq!(out, [0x81, 0x85, 0x37, 0xFA, 0x21, 0x3D, 0x7F, 0x9F, 0x4D, 0x51, 0x58]);
+
+        out.clear();
+        append_frame(&mut out, OpCode::Binary, &[0; 256]);
+        assert_eq!(out[..4], [0x82, 0x7E, 0x01, 0x00]);
+
+        out.clear();
+        append_frame(&mut out, OpCode::Binary, &[0; 65536]);
+        assert_eq!(out[..10], [0x82, 0x7F, 0, 0, 0, 0, 0, 1, 0, 0]);
+    }
+
+    #[test]
+    fn frame_bytes_is_what_append_frame_appends() {
+        for payload_bytes in [0, 1, 125, 126, 127, 0xFFFF, 0x1_0000] {
+            let mut out = Vec::new();
+            append_frame(&mut out, OpCode::Binary, &vec![0; payload_bytes]);
+            assert_eq!(out.len(), frame_bytes(payload_bytes));
+        }
+    }
+
+    #[test]
+    fn header_before_the_payload_always_fits_in_the_received_header() {
+        for payload_bytes in [0, 1, 125, 126, 127, 0xFFFF, 0x1_0000] {
+            let payload = vec![7; payload_bytes];
+            let mut buffer = Vec::new();
+            append_masked_frame(&mut buffer, OpCode::Binary, &payload, [0; 4]);
+            let payload_start = buffer.len() - payload_bytes;
+            let start = write_header_before(&mut buffer, payload_start, OpCode::Binary, payload_bytes);
+
+            let mut expected = Vec::new();
+            append_frame(&mut expected, OpCode::Binary, &payload);
+            assert_eq!(start, Some(4));
+            assert_eq!(buffer[4..], expected);
+        }
+    }
+
+    #[test]
+    fn header_without_room_is_not_written() {
+        let mut buffer = [0xAA; 8];
+        assert_eq!(write_header_before(&mut buffer, 1, OpCode::Text, 3), None);
+        assert_eq!(write_header_before(&mut buffer, 3, OpCode::Text, 126), None);
+        assert_eq!(write_header_before(&mut buffer, 9, OpCode::Text, 3), None);
+        assert_eq!(write_header_before(&mut buffer, usize::MAX, OpCode::Text, 3), None);
+        assert_eq!(buffer, [0xAA; 8]);
+    }
+
+    proptest! {
+        #[test]
+        fn encoding_then_decoding_is_identity(
+            fin: bool,
+            bits in prop::sample::select(vec![0_u8, 1, 2]),
+            mask: Option<[u8; 4]>,
+            payload_bytes in 0..=i64::MAX as u64,
+            shift in 0_u32..63,
+        ) {
+            let opcode = OpCode::from_bits(bits).unwrap();
+            let header = FrameHeader { fin, rsv1: false, opcode, mask, payload_bytes: payload_bytes >> shift };
+            let mut out = [0; HEADER_BYTES_MAX];
+            let written = header.encode(&mut out);
+            prop_assert_eq!(FrameHeader::decode(&out), Ok(Some((header, written))));
+        }
+
+        #[test]
+        fn accepted_header_encodes_to_the_same_bytes(bytes: [u8; HEADER_BYTES_MAX]) {
+            if let Ok(Some((header, header_bytes))) = FrameHeader::decode(&bytes) {
+                let mut out = [0; HEADER_BYTES_MAX];
+                prop_assert_eq!(header.encode(&mut out), header_bytes);
+                prop_assert_eq!(&out[..header_bytes], &bytes[..header_bytes]);
+            }
+        }
+    }
+}

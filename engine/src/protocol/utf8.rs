@@ -1,7 +1,7 @@
 //! UTF-8 validation of text that arrives in pieces.
 //!
-//! Invariants: what is held back between two pieces is at most three bytes, never empty of hope (some
-//! continuation makes it a character), and starts at a character border. It does not keep or copy the
+//! Invariant: what is held back between two pieces is the beginning of one character, so at most three
+//! bytes, that some continuation would complete. It does not keep or copy the
 //! text, and does not know where a message begins or ends: the caller calls `finish`.
 
 use simdutf8::compat;
@@ -95,3 +95,116 @@ impl Utf8Validator {
 pub struct Utf8Error;
 
 const _: () = assert!(size_of::<Utf8Validator>() <= 8);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Where a validator fed byte by byte fails.
+    fn failing_index(bytes: &[u8]) -> Option<usize> {
+        let mut validator = Utf8Validator::new();
+        bytes.iter().position(|byte| validator.feed(std::slice::from_ref(byte)).is_err())
+    }
+
+    /// The first index at which the standard library calls the bytes so far wrong rather than incomplete.
+    fn failing_index_of_std(bytes: &[u8]) -> Option<usize> {
+        (0..bytes.len()).find(|&index| {
+            std::str::from_utf8(&bytes[..=index]).is_err_and(|error| error.error_len().is_some())
+        })
+    }
+
+    #[test]
+    fn invalid_text_fails_at_the_first_hopeless_byte() {
+        let table: [(&[u8], usize); 14] = [
+            (b"\x80", 0),
+            (b"\xBF", 0),
+            (b"\xC0\x80", 0),
+            (b"\xC1\xBF", 0),
+            (b"\xF5\x80\x80\x80", 0),
+            (b"\xFF", 0),
+            (b"\xC2A", 1),
+            (b"\xE0\x80\x80", 1),
+            (b"\xE0\x9F\xBF", 1),
+            (b"\xED\xA0\x80", 1),
+            (b"\xF0\x8F\xBF\xBF", 1),
+            (b"\xF4\x90\x80\x80", 1),
+            (b"\xE2\x82A", 2),
+            (b"\xF0\x9F\x98A", 3),
+        ];
+        for (bytes, index) in table {
+            assert_eq!(failing_index(bytes), Some(index), "{bytes:x?}");
+        }
+    }
+
+    #[test]
+    fn all_two_byte_sequences_agree_with_std() {
+        for first in 0..=u8::MAX {
+            for second in 0..=u8::MAX {
+                let bytes = [first, second];
+                assert_eq!(failing_index(&bytes), failing_index_of_std(&bytes), "{bytes:x?}");
+            }
+        }
+    }
+
+    #[test]
+    fn all_sequences_of_border_bytes_agree_with_std() {
+        const BORDERS: [u8; 20] = [
+            0x00, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC1, 0xC2, 0xDF, 0xE0, 0xE1, 0xED, 0xEF, 0xF0,
+            0xF1, 0xF4, 0xF5, 0xFF,
+        ];
+        for first in BORDERS {
+            for second in BORDERS {
+                for third in BORDERS {
+                    for fourth in BORDERS {
+                        let bytes = [first, second, third, fourth];
+                        assert_eq!(failing_index(&bytes), failing_index_of_std(&bytes), "{bytes:x?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_split_of_valid_text_is_accepted() {
+        let text = "a\u{7f}\u{80}\u{7ff}\u{800}\u{d7ff}\u{e000}\u{ffff}\u{10000}\u{10ffff}z".as_bytes();
+        for first in 0..=text.len() {
+            for second in first..=text.len() {
+                let mut validator = Utf8Validator::new();
+                for piece in [&text[..first], &text[first..second], &text[second..]] {
+                    assert_eq!(validator.feed(piece), Ok(()));
+                }
+                assert_eq!(validator.finish(), Ok(()));
+            }
+        }
+    }
+
+    #[test]
+    fn text_cut_inside_a_character_fails_at_its_end() {
+        for text in ["\u{e9}", "\u{20ac}", "\u{1f600}"] {
+            for end in 1..text.len() {
+                let mut validator = Utf8Validator::new();
+                assert_eq!(validator.feed(&text.as_bytes()[..end]), Ok(()));
+                assert_eq!(validator.finish(), Err(Utf8Error));
+                assert_eq!(validator.feed(text.as_bytes()), Ok(()), "ready for the next text");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn chunked_text_agrees_with_std(
+            text in prop_oneof![
+                any::<String>().prop_map(String::into_bytes),
+                any::<Vec<u8>>(),
+                "[a-z\u{80}-\u{10ffff}]{0,200}".prop_map(String::into_bytes),
+            ],
+            chunk_bytes in 1_usize..70,
+        ) {
+            let mut validator = Utf8Validator::new();
+            let mut result = text.chunks(chunk_bytes).try_for_each(|chunk| validator.feed(chunk));
+            result = result.and_then(|()| validator.finish());
+            prop_assert_eq!(result.is_ok(), std::str::from_utf8(&text).is_ok());
+        }
+    }
+}
