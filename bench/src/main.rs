@@ -1,3 +1,89 @@
-//! The load generator behind `scripts/bench.sh`.
+//! The load generator behind `scripts/bench.sh`: opens connections to one server on this machine, loads it in one
+//! of several ways, checks every reply, and prints one JSON object: what was asked and what came out.
+//!
+//! The line for humans goes to standard error.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod dial;
+mod echo;
+mod lane;
+mod options;
+mod payload;
+mod poll;
+mod random;
+mod replies;
+mod sample;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Whatever stops a run; the text says what.
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// Loads a WebSocket server on this machine and reports what that cost.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    scenario: Scenario,
+}
+
+#[derive(Debug, Subcommand, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Scenario {
+    /// Closed loop: a fixed number of messages in flight per connection.
+    Echo(echo::Echo),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    raise_open_files_limit();
+    let results = match &arguments.scenario {
+        Scenario::Echo(options) => echo::run(options),
+    };
+    match results {
+        Ok(results) => {
+            eprintln!("{}", summary(&results));
+            println!("{}", json!({ "inputs": arguments.scenario, "results": results }));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("failed: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// As many files as the hard limit allows: the soft one is often 1024.
+fn raise_open_files_limit() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Where even this is refused, the run fails later and says so.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+}
+
+/// The figures of `results` on one line.
+fn summary(results: &Value) -> String {
+    let mut figures = Vec::new();
+    collect_figures(results, &mut figures);
+    figures.join(", ")
+}
+
+fn collect_figures(value: &Value, figures: &mut Vec<String>) {
+    let Some(object) = value.as_object() else {
+        return;
+    };
+    for (name, value) in object {
+        match value.as_f64() {
+            Some(figure) if value.is_f64() => figures.push(format!("{name} {figure:.3}")),
+            Some(figure) => figures.push(format!("{name} {figure}")),
+            None => collect_figures(value, figures),
+        }
+    }
+}
