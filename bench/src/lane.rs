@@ -163,16 +163,16 @@ impl Lane {
 
     #[inline]
     fn receive(&mut self, connection: usize) -> Result<u64> {
-        let Connection { socket, replies, tag, .. } = &mut self.connections[connection];
+        let Connection { socket, replies, .. } = &mut self.connections[connection];
         let received = match rustix::net::recv(&*socket, &mut self.incoming[..], RecvFlags::empty()) {
-            Ok((0, _)) => return Err(format!("connection {tag}: the server hung up").into()),
+            Ok((0, _)) => return Err(format!("connection {connection}: the server hung up").into()),
             Ok((received, _)) => received,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(0),
-            Err(error) => return Err(format!("connection {tag}: {error}").into()),
+            Err(error) => return Err(format!("connection {connection}: {error}").into()),
         };
         let completed = replies
             .take(&self.incoming[..received], &self.payloads)
-            .map_err(|error| format!("connection {tag}: {error}"))?;
+            .map_err(|error| format!("connection {connection}: {error}"))?;
         if let Some(payload) = replies.take_pong() {
             self.outgoing.clear();
             append_masked_frame(&mut self.outgoing, OpCode::Pong, &payload, self.random.mask());

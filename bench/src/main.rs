@@ -4,13 +4,18 @@
 //! The line for humans goes to standard error.
 #![forbid(unsafe_code)]
 
+mod connect;
 mod dial;
 mod echo;
+mod fanout;
+mod idle;
 mod lane;
+mod latency;
 mod options;
 mod payload;
 mod poll;
 mod random;
+mod rate;
 mod replies;
 mod sample;
 
@@ -40,6 +45,14 @@ struct Arguments {
 enum Scenario {
     /// Closed loop: a fixed number of messages in flight per connection.
     Echo(echo::Echo),
+    /// Open loop: echo at a fixed rate, latency counted from when each message was due.
+    Rate(rate::Rate),
+    /// Handshakes per second, and a reconnect storm.
+    Connect(connect::Connect),
+    /// Memory per idle connection.
+    Idle(idle::Idle),
+    /// One publisher and many subscribers, closed or open loop, some of them not reading.
+    Fanout(fanout::Fanout),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +60,10 @@ fn main() -> ExitCode {
     raise_open_files_limit();
     let results = match &arguments.scenario {
         Scenario::Echo(options) => echo::run(options),
+        Scenario::Rate(options) => rate::run(options),
+        Scenario::Connect(options) => connect::run(options),
+        Scenario::Idle(options) => idle::run(options),
+        Scenario::Fanout(options) => fanout::run(options),
     };
     match results {
         Ok(results) => {
@@ -71,19 +88,20 @@ fn raise_open_files_limit() {
 /// The figures of `results` on one line.
 fn summary(results: &Value) -> String {
     let mut figures = Vec::new();
-    collect_figures(results, &mut figures);
+    collect_figures(results, "", &mut figures);
     figures.join(", ")
 }
 
-fn collect_figures(value: &Value, figures: &mut Vec<String>) {
+fn collect_figures(value: &Value, path: &str, figures: &mut Vec<String>) {
     let Some(object) = value.as_object() else {
         return;
     };
     for (name, value) in object {
+        let name = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
         match value.as_f64() {
             Some(figure) if value.is_f64() => figures.push(format!("{name} {figure:.3}")),
             Some(figure) => figures.push(format!("{name} {figure}")),
-            None => collect_figures(value, figures),
+            None => collect_figures(value, &name, figures),
         }
     }
 }

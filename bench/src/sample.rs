@@ -104,6 +104,7 @@ impl Sampler {
         cost["server_user_seconds"] = json!((server_end.user_ticks - server_begin.user_ticks) as f64 / 100.0);
         cost["server_system_seconds"] =
             json!((server_end.system_ticks - server_begin.system_ticks) as f64 / 100.0);
+        cost["server_busy"] = json!(server_cpu.as_secs_f64() / seconds);
         cost["server_core_busy"] = json!(busy);
         cost["server_cores"] = json!(cores);
         cost
