@@ -8,5 +8,5 @@ mod lease;
 mod send;
 
 pub use cork::CorkPool;
-pub use lease::{BufferClass, Lease, LeasePool, HEADROOM_BYTES};
+pub use lease::{BufferClass, HEADROOM_BYTES, Lease, LeasePool};
 pub use send::{SendBuffer, SharedFrame};

@@ -195,7 +195,8 @@ impl Endpoint {
     /// What was kept, to go on after a pause without new bytes.
     #[must_use]
     pub fn take_kept(&mut self) -> Vec<u8> {
-        let kept = self.partial.as_mut().map(|partial| std::mem::take(&mut partial.carry)).unwrap_or_default();
+        let kept =
+            self.partial.as_mut().map(|partial| std::mem::take(&mut partial.carry)).unwrap_or_default();
         self.free_partial();
         kept
     }
@@ -304,7 +305,11 @@ impl Endpoint {
     }
 
     /// Queues a frame that others send as well.
-    pub fn send_shared(&mut self, frame: &SharedFrame, settings: &Settings) -> Result<SendStatus, OutboxFull> {
+    pub fn send_shared(
+        &mut self,
+        frame: &SharedFrame,
+        settings: &Settings,
+    ) -> Result<SendStatus, OutboxFull> {
         if !self.is_open() {
             return Ok(SendStatus::Dropped);
         }
@@ -545,14 +550,19 @@ impl Endpoint {
         let remaining = usize::try_from(self.decoder.remaining_payload()).unwrap_or(usize::MAX);
         let assembly = &mut self.partial.get_or_insert_default().assembly;
         if assembly.is_empty() {
-            assembly.reserve(ASSEMBLY_HEADER_BYTES + payload.len() + remaining.min(ASSEMBLY_RESERVED_BYTES_MAX));
+            assembly
+                .reserve(ASSEMBLY_HEADER_BYTES + payload.len() + remaining.min(ASSEMBLY_RESERVED_BYTES_MAX));
             assembly.resize(ASSEMBLY_HEADER_BYTES, 0);
         }
         assembly.extend_from_slice(payload);
     }
 
     fn free_partial(&mut self) {
-        if self.partial.as_ref().is_some_and(|partial| partial.carry.is_empty() && partial.assembly.is_empty()) {
+        if self
+            .partial
+            .as_ref()
+            .is_some_and(|partial| partial.carry.is_empty() && partial.assembly.is_empty())
+        {
             self.partial = None;
         }
     }

@@ -9,7 +9,10 @@ use std::collections::VecDeque;
 use super::{OutboxFull, OutboxLimits};
 use crate::{
     buffer::{CorkPool, SendBuffer, SharedFrame},
-    protocol::{OpCode, frame::{append_frame, frame_bytes}},
+    protocol::{
+        OpCode,
+        frame::{append_frame, frame_bytes},
+    },
 };
 
 /// What has become of a message given to a connection.

@@ -131,6 +131,9 @@ mod tests {
         let mut sum = counters.snapshot();
         sum += counters.snapshot();
         assert_eq!(sum.messages_received, 4);
-        assert_eq!(sum.entries().find(|entry| entry.0 == "messages_received"), Some(("messages_received", 4)));
+        assert_eq!(
+            sum.entries().find(|entry| entry.0 == "messages_received"),
+            Some(("messages_received", 4))
+        );
     }
 }

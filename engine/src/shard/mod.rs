@@ -18,6 +18,7 @@ use std::{net::SocketAddr, ops::Range, rc::Weak, sync::Arc};
 use slab::Slab;
 
 pub(crate) use self::connection::LocalShard;
+use self::{connection::Lent, upgrade::LocalFuture};
 pub use self::{
     connection::{Connection, LocalError, LocalHandle},
     counters::{Counter, Counters, CountersSnapshot},
@@ -26,7 +27,6 @@ pub use self::{
     upgrade::Upgrade,
     wheel::{TICK_MILLIS, TimerWheel},
 };
-use self::{connection::Lent, upgrade::LocalFuture};
 use crate::{
     buffer::{CorkPool, SendBuffer},
     connection::{Endpoint, Expired, Initiator, Output, Phase, SendStatus, Settings, Timestamp},

@@ -1,0 +1,16 @@
+//! The kernel, as far as std and monoio do not cover it: sockets with both directions in flight, the ring's flags, event
+//! descriptors, a cheap clock.
+//!
+//! One of the few rooms where `unsafe` may live. It knows nothing of connections or of the protocol.
+
+mod clock;
+mod event;
+mod listener;
+mod ring;
+mod socket;
+
+pub(crate) use clock::Clock;
+pub(crate) use event::Event;
+pub(crate) use listener::Listener;
+pub(crate) use ring::{RingFlags, RingHandle, probe_ring};
+pub(crate) use socket::{Direction, Socket};

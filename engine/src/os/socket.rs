@@ -1,0 +1,120 @@
+//! A connected socket whose receive and send may be in flight at the same time.
+//!
+//! monoio's stream operations borrow the stream mutably although they only submit; this type hands out futures that own a
+//! reference instead, so that a connection's task can keep one of each direction.
+
+use std::{
+    cell::UnsafeCell,
+    io,
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    rc::Rc,
+};
+
+use monoio::{
+    io::{AsyncReadRent, AsyncWriteRent},
+    net::UnixStream,
+};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
+
+use crate::buffer::{Lease, SendBuffer};
+
+/// Which direction of a socket to shut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// No more is sent; the peer sees the end of the stream.
+    Send,
+    /// Both: operations in flight end.
+    Both,
+}
+
+/// A connected socket (or any descriptor that can be waited for), cheap to clone, of one thread.
+///
+/// It is a `UnixStream` whatever its kind: that one is 8 bytes where monoio's `TcpStream` is 80, and the operations are
+/// the same.
+#[derive(Clone)]
+pub(crate) struct Socket(Rc<UnsafeCell<UnixStream>>);
+
+impl Socket {
+    /// Registers a descriptor with the runtime of this thread.
+    pub(crate) fn new(descriptor: OwnedFd) -> io::Result<Self> {
+        let stream = UnixStream::from_std(descriptor.into())?;
+        Ok(Self(Rc::new(UnsafeCell::new(stream))))
+    }
+
+    /// Receives into a leased buffer through the ring. To be polled to its end: dropping it would lose bytes.
+    pub(crate) async fn receive(self, lease: Lease) -> (io::Result<usize>, Lease) {
+        // SAFETY: only this thread has the stream. `read` needs `&mut` to submit one operation and touches nothing that a
+        // send touches (monoio declares its streams `Split` for this); the connection's task has one receive at a time.
+        let stream = unsafe { &mut *self.0.get() };
+        stream.read(lease).await
+    }
+
+    /// Waits until a receive would not block.
+    pub(crate) async fn readable(self) -> io::Result<()> {
+        // SAFETY: a shared reference, on the only thread that has the stream, for a method that takes `&self`.
+        let stream = unsafe { &*self.0.get() };
+        stream.readable(false).await
+    }
+
+    /// Sends through the ring.
+    pub(crate) async fn send(self, buffer: SendBuffer) -> (io::Result<usize>, SendBuffer) {
+        // SAFETY: as in `receive`, with one send at a time.
+        let stream = unsafe { &mut *self.0.get() };
+        stream.write(buffer).await
+    }
+
+    /// Waits until a send would not block.
+    pub(crate) async fn writable(self) -> io::Result<()> {
+        // SAFETY: as in `readable`.
+        let stream = unsafe { &*self.0.get() };
+        stream.writable(false).await
+    }
+
+    /// Receives what is there, without waiting.
+    pub(crate) fn try_receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let (received, _) = recv(self.descriptor(), buffer, RecvFlags::DONTWAIT)?;
+        Ok(received)
+    }
+
+    /// Sends what fits, without waiting.
+    pub(crate) fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(send(self.descriptor(), bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
+    }
+
+    /// Shuts a direction down; operations in flight in that direction end.
+    pub(crate) fn shut(&self, direction: Direction) {
+        let how = match direction {
+            Direction::Send => Shutdown::Write,
+            Direction::Both => Shutdown::Both,
+        };
+        // Not connected any more: there is nothing to shut.
+        let _ = shutdown(self.descriptor(), how);
+    }
+
+    /// Messages leave at once: the engine does the batching itself.
+    pub(crate) fn set_no_delay(&self) -> io::Result<()> {
+        Ok(sockopt::set_tcp_nodelay(self.descriptor(), true)?)
+    }
+
+    /// Closing this socket throws away what has not been sent.
+    pub(crate) fn set_reset_on_close(&self) {
+        let _ = sockopt::set_socket_linger(self.descriptor(), Some(std::time::Duration::ZERO));
+    }
+
+    /// The descriptor's number, to name it to the kernel.
+    pub(crate) fn raw(&self) -> RawFd {
+        // SAFETY: as in `readable`.
+        unsafe { &*self.0.get() }.as_raw_fd()
+    }
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open while `self` is, and the result borrows `self`.
+        unsafe { BorrowedFd::borrow_raw(self.raw()) }
+    }
+}
+
+impl std::fmt::Debug for Socket {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Socket({})", self.raw())
+    }
+}

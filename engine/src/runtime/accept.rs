@@ -1,0 +1,85 @@
+//! Accepting connections: readiness of the listener, then as many `accept` calls as a turn may take.
+
+use std::{io, rc::Rc, time::Duration};
+
+use super::{Worker, connection::serve};
+use crate::{
+    os::{Listener, Socket},
+    shard::Handler,
+};
+
+/// Connections accepted in one turn before the others get theirs.
+const BATCH_MAX: usize = 64;
+/// How long accepting rests when descriptors or memory have run out.
+const BACK_OFF: Duration = Duration::from_millis(50);
+
+/// Accepts until the worker stops.
+pub(super) async fn accept<H: Handler>(worker: Rc<Worker<H>>, listener: Rc<Listener>) {
+    use std::os::fd::AsFd;
+    let watched = listener.as_fd().try_clone_to_owned().and_then(Socket::new);
+    let watched = match watched {
+        Ok(socket) => socket,
+        Err(error) => return tracing::error!(%error, "the listener cannot be watched"),
+    };
+    while !worker.stopping.get() {
+        if let Err(error) = watched.clone().readable().await {
+            tracing::error!(%error, "the listener is broken");
+            return;
+        }
+        if let Turn::Exhausted = accept_waiting(&worker, &listener) {
+            monoio::time::sleep(BACK_OFF).await;
+        }
+    }
+}
+
+/// How a turn of accepting ended.
+pub(super) enum Turn {
+    /// Nobody waits, or the others are due.
+    Done,
+    /// Descriptors or memory have run out.
+    Exhausted,
+}
+
+/// Accepts who is waiting, up to a batch.
+pub(super) fn accept_waiting<H: Handler>(worker: &Rc<Worker<H>>, listener: &Listener) -> Turn {
+    for _ in 0..BATCH_MAX {
+        let (descriptor, peer_address) = match listener.accept() {
+            Ok(accepted) => accepted,
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock => return Turn::Done,
+                // The peer gave up while it waited.
+                io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::Interrupted
+                | io::ErrorKind::NotConnected => continue,
+                // accept(2): EINVAL, the socket is not listening any more.
+                io::ErrorKind::InvalidInput => return Turn::Done,
+                _ => {
+                    worker.counters.accept_errors.add(1);
+                    tracing::warn!(%error, "accept failed, resting");
+                    return Turn::Exhausted;
+                }
+            },
+        };
+        let socket = match Socket::new(descriptor) {
+            Ok(socket) => socket,
+            Err(error) => {
+                worker.counters.accept_errors.add(1);
+                tracing::warn!(%error, "a connection could not be registered");
+                return Turn::Exhausted;
+            }
+        };
+        if let Err(error) = socket.set_no_delay() {
+            tracing::debug!(%error, "TCP_NODELAY");
+        }
+        let accepted = worker.shard.borrow_mut().handle_accepted(peer_address, worker.now());
+        match accepted {
+            Ok(id) => worker.spawn_task(serve(Rc::clone(worker), socket, id)),
+            Err(answer) => {
+                // Overload: one attempt, and the connection is gone.
+                let _ = socket.try_send(&answer);
+            }
+        }
+    }
+    Turn::Done
+}

@@ -1,0 +1,329 @@
+//! The task of one connection: at most one receive and one send in flight, and what comes of them fed to the shard.
+//!
+//! Two ways of receiving. A connection that is quiet, or that moves bulk, waits for readiness, holds no buffer and receives
+//! into the scratch buffer of its core. One that exchanges small messages keeps a receive into a leased buffer pending in
+//! the ring. Two ways of sending: small ones ride the ring, bulk goes straight to the socket.
+//!
+//! Invariant: the socket is closed only when neither direction has an operation in flight.
+
+use std::{
+    future::{Future, poll_fn},
+    io,
+    os::fd::RawFd,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use super::Worker;
+use crate::{
+    buffer::{BufferClass, HEADROOM_BYTES, Lease, SendBuffer},
+    connection::{Output, Timestamp},
+    os::{Direction, Socket},
+    shard::{ConnectionId, Handler},
+};
+
+/// A connection with a receive pending in the ring, for whom to take its buffer back when it goes quiet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HotConnection {
+    pub(super) id: ConnectionId,
+    pub(super) descriptor: RawFd,
+}
+
+/// Receives in a row, none of them long ago, after which a connection is active.
+const ACTIVE_RECEIVES: u8 = 4;
+/// A pause of this length ends such a row.
+const ACTIVE_PAUSE_MILLIS: u64 = 500;
+/// Small receives in a row after which a bulk connection is one of small messages again.
+const SMALL_RECEIVES: u8 = 8;
+/// Sends from this size on go straight to the socket: the ring is slower for them.
+const DIRECT_SEND_BYTES_MIN: usize = 8 * 1024;
+
+/// Serves one connection to its end.
+pub(super) async fn serve<H: Handler>(worker: Rc<Worker<H>>, socket: Socket, id: ConnectionId) {
+    let mut task = Task {
+        reception: Reception::Quiet { receives: 0 },
+        last_receive: Timestamp::default(),
+        closing: false,
+        worker,
+        socket,
+        id,
+    };
+    let mut receiving = pin!(None);
+    let mut sending = pin!(None);
+    poll_fn(|context| {
+        task.worker.register(id, context.waker());
+        Poll::Ready(())
+    })
+    .await;
+    poll_fn(|context| {
+        loop {
+            if let Some(outcome) = poll_slot(sending.as_mut(), context) {
+                task.handle_sent(outcome);
+            }
+            if sending.is_none()
+                && let Some(transfer) = task.next_transfer()
+            {
+                sending.set(Some(transmit(task.socket.clone(), transfer)));
+                continue;
+            }
+            if receiving.is_none() && task.wants_receive() {
+                receiving.set(Some(arrive(task.socket.clone(), task.lease())));
+            }
+            match poll_slot(receiving.as_mut(), context) {
+                Some(arrival) => task.handle_arrival(arrival),
+                None if task.closing && receiving.is_none() && sending.is_none() => return Poll::Ready(()),
+                None => return Poll::Pending,
+            }
+        }
+    })
+    .await;
+    task.end();
+}
+
+/// Polls the operation in a slot and empties the slot when it is done.
+fn poll_slot<F: Future>(mut slot: Pin<&mut Option<F>>, context: &mut Context<'_>) -> Option<F::Output> {
+    match slot.as_mut().as_pin_mut()?.poll(context) {
+        Poll::Ready(output) => {
+            slot.set(None);
+            Some(output)
+        }
+        Poll::Pending => None,
+    }
+}
+
+/// What a receive brought.
+enum Arrival {
+    /// Bytes may be there to be received.
+    Readable(io::Result<()>),
+    /// Bytes have been received into the lease.
+    Received(io::Result<usize>, Lease),
+}
+
+async fn arrive(socket: Socket, lease: Option<Lease>) -> Arrival {
+    match lease {
+        Some(lease) => {
+            let (result, lease) = socket.receive(lease).await;
+            Arrival::Received(result, lease)
+        }
+        None => Arrival::Readable(socket.readable().await),
+    }
+}
+
+/// A send that is to be made.
+struct Transfer {
+    buffer: SendBuffer,
+    /// The socket was full: wait for room, then try.
+    waits: bool,
+}
+
+async fn transmit(socket: Socket, transfer: Transfer) -> (io::Result<usize>, SendBuffer) {
+    if !transfer.waits {
+        return socket.send(transfer.buffer).await;
+    }
+    let result = socket.clone().writable().await.and_then(|()| socket.try_send(transfer.buffer.unsent()));
+    (result, transfer.buffer)
+}
+
+/// How a connection receives at present.
+#[derive(Clone, Copy, Debug)]
+enum Reception {
+    /// By readiness; `receives` have followed each other closely.
+    Quiet { receives: u8 },
+    /// Through the ring, into a leased buffer.
+    Active(BufferClass),
+    /// By readiness, because much arrives at once; `small` receives in a row did not.
+    Bulk { small: u8 },
+}
+
+struct Task<H: Handler> {
+    reception: Reception,
+    last_receive: Timestamp,
+    closing: bool,
+    worker: Rc<Worker<H>>,
+    socket: Socket,
+    id: ConnectionId,
+}
+
+impl<H: Handler> Task<H> {
+    fn wants_receive(&self) -> bool {
+        !self.closing && self.worker.shard.borrow().wants_receive(self.id)
+    }
+
+    /// A buffer for the next receive, if it is to go through the ring and one can be had.
+    fn lease(&mut self) -> Option<Lease> {
+        let Reception::Active(class) = self.reception else { return None };
+        let lease = self.worker.leases.lease(class);
+        if lease.is_none() {
+            self.set_reception(Reception::Quiet { receives: 0 });
+        }
+        lease
+    }
+
+    fn handle_arrival(&mut self, arrival: Arrival) {
+        match arrival {
+            Arrival::Readable(Ok(())) => self.receive_into_scratch(),
+            Arrival::Received(Ok(received), mut lease) => {
+                self.handle_received(received, lease.received());
+                self.adapt(received, lease.class().bytes());
+            }
+            // The buffer was wanted back because nothing came.
+            Arrival::Received(Err(error), _) if error.raw_os_error() == Some(ECANCELED) => {
+                self.set_reception(Reception::Quiet { receives: 0 });
+                self.worker.shard.borrow_mut().shrink_connection(self.id);
+            }
+            Arrival::Readable(Err(error)) | Arrival::Received(Err(error), _) => self.fail(&error),
+        }
+    }
+
+    fn receive_into_scratch(&mut self) {
+        let worker = Rc::clone(&self.worker);
+        let mut scratch = worker.scratch.borrow_mut();
+        let capacity = scratch.len() - HEADROOM_BYTES;
+        match self.socket.try_receive(&mut scratch[HEADROOM_BYTES..]) {
+            Ok(received) => {
+                self.handle_received(received, &mut scratch[..HEADROOM_BYTES + received]);
+                self.adapt(received, capacity);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn handle_received(&mut self, received: usize, input: &mut [u8]) {
+        if self.closing {
+            return;
+        }
+        let mut shard = self.worker.shard.borrow_mut();
+        if received == 0 {
+            shard.handle_end_of_stream(self.id);
+        } else if let Some(range) = shard.handle_received(self.id, input, self.worker.now()) {
+            let frame = &input[range];
+            match self.socket.try_send(frame) {
+                Ok(sent) => shard.handle_relayed(self.id, sent, &frame[sent..]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    shard.handle_relayed(self.id, 0, frame);
+                }
+                Err(error) => shard.handle_transport_error(self.id, &error.to_string()),
+            }
+        }
+        drop(shard);
+        self.worker.carry_out(Some(self.id));
+    }
+
+    /// Chooses how to receive next by what the last receive brought.
+    fn adapt(&mut self, received: usize, capacity: usize) {
+        let now = self.worker.now();
+        let pause = now.since(self.last_receive);
+        self.last_receive = now;
+        let rests = pause.as_millis() as u64 > ACTIVE_PAUSE_MILLIS;
+        let reception = match self.reception {
+            Reception::Quiet { .. } if received > BufferClass::Large.bytes() => Reception::Bulk { small: 0 },
+            Reception::Quiet { .. } if rests => Reception::Quiet { receives: 1 },
+            Reception::Quiet { receives } if receives + 1 < ACTIVE_RECEIVES => {
+                Reception::Quiet { receives: receives + 1 }
+            }
+            Reception::Quiet { .. } if self.can_ride_ring() => Reception::Active(BufferClass::Small),
+            Reception::Active(BufferClass::Small) if received == capacity => {
+                Reception::Active(BufferClass::Large)
+            }
+            Reception::Active(BufferClass::Large) if received == capacity => Reception::Bulk { small: 0 },
+            Reception::Bulk { small } if received < BufferClass::Small.bytes() => {
+                if small + 1 < SMALL_RECEIVES {
+                    Reception::Bulk { small: small + 1 }
+                } else {
+                    Reception::Quiet { receives: 0 }
+                }
+            }
+            Reception::Bulk { .. } => Reception::Bulk { small: 0 },
+            unchanged => unchanged,
+        };
+        self.set_reception(reception);
+    }
+
+    /// A pending receive must be cancellable, or a quiet connection would keep its buffer.
+    fn can_ride_ring(&self) -> bool {
+        self.worker.rides_ring && self.worker.ring.is_some()
+    }
+
+    fn set_reception(&mut self, reception: Reception) {
+        let was_active = matches!(self.reception, Reception::Active(_));
+        let is_active = matches!(reception, Reception::Active(_));
+        self.reception = reception;
+        if was_active == is_active {
+            return;
+        }
+        let mut hot = self.worker.hot.borrow_mut();
+        if hot.len() <= self.id.index() {
+            hot.resize(self.id.index() + 1, None);
+        }
+        hot[self.id.index()] =
+            is_active.then_some(HotConnection { id: self.id, descriptor: self.socket.raw() });
+    }
+
+    /// Sends what can be sent at once; answers with what has to be waited for.
+    fn next_transfer(&mut self) -> Option<Transfer> {
+        loop {
+            if self.closing {
+                return None;
+            }
+            let output = self.worker.shard.borrow_mut().poll_output(self.id);
+            match output {
+                Output::Idle => return None,
+                Output::Shutdown => self.socket.shut(Direction::Send),
+                Output::Close => {
+                    self.closing = true;
+                    // Operations in flight end, and `serve` waits for them.
+                    self.socket.shut(Direction::Both);
+                }
+                Output::Send(buffer) => {
+                    if self.worker.rides_ring && buffer.len() < DIRECT_SEND_BYTES_MIN {
+                        return Some(Transfer { buffer, waits: false });
+                    }
+                    match self.socket.try_send(buffer.unsent()) {
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                            return Some(Transfer { buffer, waits: true });
+                        }
+                        result => self.handle_sent((result, buffer)),
+                    }
+                }
+            }
+        }
+    }
+
+    fn handle_sent(&mut self, (result, buffer): (io::Result<usize>, SendBuffer)) {
+        let mut shard = self.worker.shard.borrow_mut();
+        match result {
+            Ok(sent) => shard.handle_sent(self.id, buffer, sent),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                shard.handle_sent(self.id, buffer, 0);
+            }
+            Err(error) => {
+                shard.handle_sent(self.id, buffer, 0);
+                shard.handle_transport_error(self.id, &error.to_string());
+            }
+        }
+        drop(shard);
+        self.worker.carry_out(Some(self.id));
+    }
+
+    fn fail(&mut self, error: &io::Error) {
+        self.worker.shard.borrow_mut().handle_transport_error(self.id, &error.to_string());
+        self.worker.carry_out(Some(self.id));
+    }
+
+    fn end(mut self) {
+        self.set_reception(Reception::Quiet { receives: 0 });
+        let unsent = self.worker.shard.borrow().endpoint(self.id).is_some_and(|end| end.outbox().bytes() > 0);
+        if unsent {
+            self.socket.set_reset_on_close();
+        }
+        self.worker.shard.borrow_mut().handle_closed(self.id);
+        self.worker.unregister(self.id);
+        self.worker.futures.abandon(self.id);
+        self.worker.carry_out(None);
+    }
+}
+
+/// The error of a cancelled operation.
+const ECANCELED: i32 = 125;

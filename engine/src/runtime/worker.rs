@@ -1,0 +1,281 @@
+//! A worker: one core's shard with everything the tasks of its thread share.
+//!
+//! Invariant: the shard is borrowed only for the length of one `handle_*` or `poll_*` call, never across an await; user
+//! code runs inside such a call and finds the shard borrowed, which is how re-entrance is refused.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::{Rc, Weak},
+    sync::{Arc, Mutex, PoisonError},
+    task::Waker,
+    time::Duration,
+};
+
+use super::{accept, connection::HotConnection, spawn};
+use crate::{
+    buffer::{HEADROOM_BYTES, LeasePool},
+    connection::Timestamp,
+    os::{Clock, Event, Listener, RingHandle, Socket},
+    protocol::CloseCode,
+    shard::{Connection, ConnectionId, Counters, Handler, LocalError, LocalShard, Shard, TICK_MILLIS},
+};
+
+/// Bytes that one receive into the scratch buffer can bring.
+const SCRATCH_BYTES: usize = 512 * 1024;
+/// Ticks between two looks for connections and memory that have gone quiet.
+const QUIET_TICKS: u64 = 10;
+/// A connection whose receive has been pending for this long holds no buffer any more.
+const QUIET_MILLIS: u64 = 1000;
+/// How long the last operations, closing descriptors and cancelled ones, get to complete.
+const SETTLE: Duration = Duration::from_millis(2);
+
+/// What other threads ask of a worker.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Command {
+    /// Close every connection with 1001, cut off what is left after `deadline`, and end.
+    Stop { deadline: Duration },
+}
+
+/// The way into a worker from other threads.
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    commands: Mutex<Vec<Command>>,
+    event: Event,
+}
+
+impl Mailbox {
+    pub(crate) fn new() -> std::io::Result<Self> {
+        Ok(Self { commands: Mutex::default(), event: Event::new()? })
+    }
+
+    pub(crate) fn post(&self, command: Command) {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).push(command);
+        self.event.signal();
+    }
+
+    fn take(&self) -> Vec<Command> {
+        self.event.clear();
+        std::mem::take(&mut self.commands.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What a worker is made of besides its shard.
+#[derive(Debug)]
+pub(crate) struct WorkerSettings {
+    pub(crate) buffer_bytes_max: usize,
+    pub(crate) buffers_preallocated: usize,
+    /// Small sends go through the ring, and active connections receive through it.
+    pub(crate) rides_ring: bool,
+    pub(crate) ring: Option<RingHandle>,
+    pub(crate) clock: Clock,
+}
+
+/// One core's shard with everything the tasks of its thread share.
+pub(crate) struct Worker<H: Handler> {
+    pub(super) shard: RefCell<Shard<H>>,
+    pub(super) leases: LeasePool,
+    /// Headroom and room for bulk receives; used within one poll of one task.
+    pub(super) scratch: RefCell<Box<[u8]>>,
+    pub(super) rides_ring: bool,
+    pub(super) ring: Option<RingHandle>,
+    /// Connections with a receive pending in the ring, by slot.
+    pub(super) hot: RefCell<Vec<Option<HotConnection>>>,
+    pub(super) stopping: Cell<bool>,
+    pub(super) counters: Arc<Counters>,
+    /// The task of each connection, by slot.
+    wakers: RefCell<Vec<Option<Waker>>>,
+    pub(super) futures: spawn::Futures,
+    clock: Clock,
+    ended: Cell<bool>,
+    /// Tasks of the worker's own that are still running.
+    pub(super) tasks: Cell<usize>,
+}
+
+impl<H: Handler> Worker<H> {
+    pub(crate) fn new(shard: Shard<H>, settings: WorkerSettings) -> Rc<Self> {
+        let worker = Rc::new(Self {
+            leases: LeasePool::new(settings.buffer_bytes_max, settings.buffers_preallocated),
+            scratch: RefCell::new(vec![0; HEADROOM_BYTES + SCRATCH_BYTES].into_boxed_slice()),
+            rides_ring: settings.rides_ring,
+            ring: settings.ring,
+            hot: RefCell::default(),
+            stopping: Cell::new(false),
+            counters: Arc::clone(shard.counters()),
+            shard: RefCell::new(shard),
+            wakers: RefCell::default(),
+            futures: spawn::Futures::default(),
+            clock: settings.clock,
+            ended: Cell::new(false),
+            tasks: Cell::new(0),
+        });
+        let weak = Rc::downgrade(&worker);
+        worker.shard.borrow_mut().set_owner(weak as Weak<dyn LocalShard<H::Session>>);
+        worker
+    }
+
+    /// Serves until it is told to stop. Afterwards nothing is in flight.
+    pub(crate) async fn run(self: Rc<Self>, listener: Listener, mailbox: Arc<Mailbox>) {
+        let listener = Rc::new(listener);
+        let mailbox_socket = match mailbox.event.as_socket() {
+            Ok(socket) => socket,
+            Err(error) => return tracing::error!(%error, "the mailbox cannot be watched"),
+        };
+        self.spawn_task(accept::accept(Rc::clone(&self), Rc::clone(&listener)));
+        self.spawn_task(Rc::clone(&self).tick());
+        let deadline = loop {
+            if let Err(error) = mailbox_socket.clone().readable().await {
+                tracing::error!(%error, "the mailbox is broken");
+                break Duration::ZERO;
+            }
+            let stop = mailbox.take().into_iter().next_back();
+            if let Some(Command::Stop { deadline }) = stop {
+                break deadline;
+            }
+        };
+        self.stop(&listener, deadline).await;
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        Timestamp::from_millis(self.clock.millis())
+    }
+
+    /// Wakes the connections that have something to send although it is not their turn, and runs new futures.
+    pub(super) fn carry_out(self: &Rc<Self>, current: Option<ConnectionId>) {
+        loop {
+            let mut shard = self.shard.borrow_mut();
+            if let Some(id) = shard.poll_dirty() {
+                drop(shard);
+                if Some(id) != current {
+                    self.wake(id);
+                }
+            } else if let Some(future) = shard.poll_spawned() {
+                drop(shard);
+                spawn::spawn(self, future);
+            } else if let Some((id, decision)) = shard.poll_deferred() {
+                drop(shard);
+                spawn::defer(self, id, decision);
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// The task of connection `id` is to be woken by `waker`.
+    pub(super) fn register(&self, id: ConnectionId, waker: &Waker) {
+        let mut wakers = self.wakers.borrow_mut();
+        if wakers.len() <= id.index() {
+            wakers.resize(id.index() + 1, None);
+        }
+        wakers[id.index()] = Some(waker.clone());
+    }
+
+    pub(super) fn unregister(&self, id: ConnectionId) {
+        if let Some(waker) = self.wakers.borrow_mut().get_mut(id.index()) {
+            *waker = None;
+        }
+    }
+
+    /// Spawns a task that the worker waits for before it ends.
+    pub(super) fn spawn_task(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
+        self.tasks.set(self.tasks.get() + 1);
+        let worker = Rc::clone(self);
+        monoio::spawn(async move {
+            task.await;
+            worker.tasks.set(worker.tasks.get() - 1);
+        });
+    }
+
+    fn wake(&self, id: ConnectionId) {
+        if let Some(Some(waker)) = self.wakers.borrow().get(id.index()) {
+            waker.wake_by_ref();
+        }
+    }
+
+    async fn tick(self: Rc<Self>) {
+        let mut ticks = 0u64;
+        while !self.ended.get() {
+            monoio::time::sleep(Duration::from_millis(TICK_MILLIS)).await;
+            let now = self.now();
+            self.shard.borrow_mut().handle_tick(now);
+            self.carry_out(None);
+            ticks += 1;
+            if ticks.is_multiple_of(QUIET_TICKS) {
+                self.cool_down(now);
+            }
+        }
+    }
+
+    /// Takes buffers back from connections that have gone quiet, and memory from pools that hold more than they need.
+    fn cool_down(&self, now: Timestamp) {
+        self.counters.leases_refused.set(self.leases.refused());
+        let shard = self.shard.borrow();
+        if let Some(ring) = &self.ring {
+            for hot in self.hot.borrow().iter().flatten() {
+                let last = shard.endpoint(hot.id).map(|endpoint| endpoint.last_received());
+                if last.is_some_and(|last| now.since(last) >= Duration::from_millis(QUIET_MILLIS)) {
+                    // Not found: it completes just now.
+                    if ring.cancel(hot.descriptor).is_ok() {
+                        self.counters.receives_cancelled.add(1);
+                    }
+                }
+            }
+        }
+        drop(shard);
+        self.leases.shrink();
+        self.shard.borrow_mut().shrink();
+    }
+
+    async fn stop(self: &Rc<Self>, listener: &Listener, deadline: Duration) {
+        self.stopping.set(true);
+        // What has connected is accepted, to be closed properly; whoever comes later is refused by the kernel.
+        accept::accept_waiting(self, listener);
+        listener.shut();
+        let until = self.now().after(deadline);
+        self.shard.borrow_mut().close_all(CloseCode::GOING_AWAY, "server stops", self.now());
+        self.carry_out(None);
+        while !self.shard.borrow().is_empty() && self.now() < until {
+            monoio::time::sleep(SETTLE).await;
+        }
+        let left = self.shard.borrow().len();
+        if left > 0 {
+            tracing::warn!(connections = left, "cut off at the stop deadline");
+            self.shard.borrow_mut().abort_all("server stops");
+            self.carry_out(None);
+        }
+        self.futures.end();
+        self.ended.set(true);
+        while self.tasks.get() > 0 || !self.shard.borrow().is_empty() {
+            monoio::time::sleep(SETTLE).await;
+        }
+    }
+}
+
+/// Lets the kernel complete what was dropped: closing descriptors and cancelled operations.
+pub(crate) async fn settle() {
+    for _ in 0..2 {
+        monoio::time::sleep(SETTLE).await;
+    }
+}
+
+impl<H: Handler> LocalShard<H::Session> for Worker<H> {
+    fn with_connection(
+        &self,
+        id: ConnectionId,
+        action: &mut dyn FnMut(&mut Connection<'_, H::Session>),
+    ) -> Result<(), LocalError> {
+        let mut shard = self.shard.try_borrow_mut().map_err(|_| LocalError::InHandler)?;
+        shard.with_connection(id, self.now(), action)?;
+        drop(shard);
+        // The future that called runs in a task of this worker, which carries the effects out when it returns.
+        self.wake(id);
+        Ok(())
+    }
+}
+
+impl Event {
+    /// A socket of this thread's runtime to wait for the event with.
+    fn as_socket(&self) -> std::io::Result<Socket> {
+        use std::os::fd::AsFd;
+        Socket::new(self.as_fd().try_clone_to_owned()?)
+    }
+}
