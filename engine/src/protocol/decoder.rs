@@ -155,10 +155,16 @@ impl Decoder {
         let SmallFrame { kind, mask, payload } = frame;
         let consumed = payload.end;
         let bytes = input.get_mut(payload.clone()).unwrap_or_default();
-        if self.role == Role::Server {
-            simd::unmask(bytes, mask, 0);
-        }
-        if kind == MessageKind::Text && simdutf8::basic::from_utf8(bytes).is_err() {
+        let is_valid = match (kind, self.role) {
+            (MessageKind::Text, Role::Server) => simd::unmask_text(bytes, mask, 0) || is_utf8(bytes),
+            (MessageKind::Text, Role::Client) => is_utf8(bytes),
+            (MessageKind::Binary, Role::Server) => {
+                simd::unmask(bytes, mask, 0);
+                true
+            }
+            (MessageKind::Binary, Role::Client) => true,
+        };
+        if !is_valid {
             self.stage = Stage::Finished;
             return Err(ProtocolError::InvalidUtf8);
         }
@@ -289,18 +295,33 @@ impl Decoder {
     fn take_payload(&mut self, rest: &mut [u8]) -> Result<TakenPayload, ProtocolError> {
         let bytes = usize::try_from(self.remaining).map_or(rest.len(), |bytes| bytes.min(rest.len()));
         let payload = rest.get_mut(..bytes).unwrap_or_default();
+        let is_text = self.message == Some(MessageKind::Text);
+        let mut is_ascii = false;
         if self.role == Role::Server {
-            simd::unmask(payload, self.mask, usize::from(self.mask_phase));
+            let phase = usize::from(self.mask_phase);
+            if is_text {
+                is_ascii = simd::unmask_text(payload, self.mask, phase);
+            } else {
+                simd::unmask(payload, self.mask, phase);
+            }
             self.mask_phase = ((usize::from(self.mask_phase) + bytes) % 4) as u8;
         }
         let is_first_piece = self.message_bytes == self.remaining;
         self.remaining -= bytes as u64;
         let ends_frame = self.remaining == 0;
         let ends_message = ends_frame && self.fin;
-        if self.message == Some(MessageKind::Text) {
+        if is_text {
             // RFC 6455 section 8.1: text that is not UTF-8 fails the connection; as early as possible, so
             // with every piece.
-            self.check_text(payload, is_first_piece && ends_message, ends_message)?;
+            let is_valid = if is_first_piece && ends_message {
+                is_ascii || is_utf8(payload)
+            } else {
+                (is_ascii && !self.utf8.is_mid_character() || self.utf8.feed(payload).is_ok())
+                    && (!ends_message || self.utf8.finish().is_ok())
+            };
+            if !is_valid {
+                return Err(ProtocolError::InvalidUtf8);
+            }
         }
 
         if ends_frame {
@@ -317,20 +338,6 @@ impl Decoder {
             _ => PayloadEnd::Input,
         };
         Ok(TakenPayload { bytes, end })
-    }
-
-    fn check_text(
-        &mut self,
-        piece: &[u8],
-        is_whole_message: bool,
-        ends_message: bool,
-    ) -> Result<(), ProtocolError> {
-        let is_valid = if is_whole_message {
-            simdutf8::basic::from_utf8(piece).is_ok()
-        } else {
-            self.utf8.feed(piece).is_ok() && (!ends_message || self.utf8.finish().is_ok())
-        };
-        if is_valid { Ok(()) } else { Err(ProtocolError::InvalidUtf8) }
     }
 }
 
@@ -375,6 +382,12 @@ impl SmallFrame {
         }
         Some(Self { kind, mask, payload: start..end })
     }
+}
+
+/// Whether a whole message is UTF-8.
+#[inline]
+fn is_utf8(bytes: &[u8]) -> bool {
+    simdutf8::basic::from_utf8(bytes).is_ok()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

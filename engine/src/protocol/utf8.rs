@@ -31,6 +31,12 @@ impl Utf8Validator {
         Self { pending: [0; 3], pending_bytes: 0 }
     }
 
+    /// Whether the pieces so far end inside a character.
+    #[inline]
+    pub const fn is_mid_character(&self) -> bool {
+        self.pending_bytes != 0
+    }
+
     /// Takes the next piece of the text.
     ///
     /// # Errors
@@ -38,7 +44,7 @@ impl Utf8Validator {
     /// not be fed again after that.
     #[inline]
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Utf8Error> {
-        let rest = if self.pending_bytes == 0 { bytes } else { self.complete_pending(bytes)? };
+        let rest = if self.is_mid_character() { self.complete_pending(bytes)? } else { bytes };
         match compat::from_utf8(rest) {
             Ok(_) => Ok(()),
             Err(error) if error.error_len().is_some() => Err(Utf8Error),
@@ -52,7 +58,7 @@ impl Utf8Validator {
     /// [`Utf8Error`] if the text stops inside a character.
     #[inline]
     pub fn finish(&mut self) -> Result<(), Utf8Error> {
-        let is_cut = self.pending_bytes != 0;
+        let is_cut = self.is_mid_character();
         *self = Self::new();
         if is_cut { Err(Utf8Error) } else { Ok(()) }
     }

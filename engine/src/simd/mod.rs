@@ -3,18 +3,35 @@
 //! Invariant: every path gives exactly what the byte-by-byte loop of RFC 6455 section 5.3 gives, for any
 //! length, alignment and phase. It knows nothing of frames.
 //!
-//! `unsafe` here has one use: calling a function compiled for AVX2 after the processor was seen to have it.
+//! `unsafe` has two uses: the call of a function compiled for AVX2 after the processor was seen to have it,
+//! and that function's loads and stores.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 
 /// Applies `mask` to `payload`, whose first byte is byte `phase` of its frame's payload.
 ///
 /// Masking and unmasking are the same operation (RFC 6455 section 5.3).
 #[inline]
 pub fn unmask(payload: &mut [u8], mask: [u8; 4], phase: usize) {
-    let mask = MaskKey::new(mask).at(phase);
+    unmask_any::<IGNORE>(payload, MaskKey::new(mask).at(phase));
+}
+
+/// Does what [`unmask`] does, and returns whether all of the unmasked payload is ASCII.
+///
+/// The look costs next to nothing while the bytes are in registers, and spares most texts a second pass.
+#[inline]
+pub fn unmask_text(payload: &mut [u8], mask: [u8; 4], phase: usize) -> bool {
+    unmask_any::<LOOK>(payload, MaskKey::new(mask).at(phase))
+}
+
+/// Returns whether all bytes are ASCII if asked to look at them, and anything if not.
+#[inline(always)]
+fn unmask_any<const LOOK_OR_IGNORE: bool>(payload: &mut [u8], mask: MaskKey) -> bool {
     if payload.len() <= TINY_BYTES_MAX {
-        unmask_tiny(payload, mask);
+        unmask_tiny(payload, mask)
     } else {
-        unmask_wide(payload, mask);
+        unmask_wide::<LOOK_OR_IGNORE>(payload, mask)
     }
 }
 
@@ -35,22 +52,10 @@ impl MaskKey {
         Self(self.0.rotate_right((offset % 4 * 8) as u32))
     }
 
+    /// Compiles to vector instructions where vectors are that wide.
     #[inline(always)]
-    fn apply_8(self, bytes: [u8; 8]) -> [u8; 8] {
-        (u64::from_le_bytes(bytes) ^ self.0).to_le_bytes()
-    }
-
-    #[inline(always)]
-    fn apply_4(self, bytes: [u8; 4]) -> [u8; 4] {
-        (u32::from_le_bytes(bytes) ^ self.0 as u32).to_le_bytes()
-    }
-
-    /// Compiles to one vector instruction where vectors are that wide.
-    #[inline(always)]
-    fn apply_block(self, block: &mut [u8; BLOCK_BYTES]) {
-        for bytes in block.as_chunks_mut::<8>().0 {
-            *bytes = self.apply_8(*bytes);
-        }
+    fn apply<const WORDS: usize>(self, words: [u64; WORDS]) -> [u64; WORDS] {
+        words.map(|word| word ^ self.0)
     }
 }
 
@@ -58,98 +63,94 @@ impl MaskKey {
 ///
 /// The overlapping words are all read before one is written, so both write the same value there.
 #[inline(always)]
-fn unmask_tiny(payload: &mut [u8], mask: MaskKey) {
+fn unmask_tiny(payload: &mut [u8], mask: MaskKey) -> bool {
     let length = payload.len();
-    if length >= 16 {
-        let (Some(&head), Some(&tail)) = (payload.first_chunk::<16>(), payload.last_chunk::<16>()) else {
-            return;
-        };
-        write_first(payload, apply_16(mask, head));
-        write_last(payload, apply_16(mask.at(length - 16), tail));
+    let seen = if let (Some(head), Some(tail)) = (first_words::<2>(payload), last_words::<2>(payload)) {
+        let (head, tail) = (mask.apply(head), mask.at(length - 16).apply(tail));
+        write_first(payload, head);
+        write_last(payload, tail);
+        head[0] | head[1] | tail[0] | tail[1]
+    } else if let (Some([head]), Some([tail])) = (first_words(payload), last_words(payload)) {
+        let (head, tail) = (mask.apply([head]), mask.at(length - 8).apply([tail]));
+        write_first(payload, head);
+        write_last(payload, tail);
+        head[0] | tail[0]
     } else if let (Some(&head), Some(&tail)) = (payload.first_chunk(), payload.last_chunk()) {
-        write_first(payload, mask.apply_8(head));
-        write_last(payload, mask.at(length - 8).apply_8(tail));
-    } else if let (Some(&head), Some(&tail)) = (payload.first_chunk(), payload.last_chunk()) {
-        write_first(payload, mask.apply_4(head));
-        write_last(payload, mask.at(length - 4).apply_4(tail));
+        let head = u32::from_le_bytes(head) ^ mask.0 as u32;
+        let tail = u32::from_le_bytes(tail) ^ mask.at(length - 4).0 as u32;
+        if let Some(first) = payload.first_chunk_mut() {
+            *first = head.to_le_bytes();
+        }
+        if let Some(last) = payload.last_chunk_mut() {
+            *last = tail.to_le_bytes();
+        }
+        u64::from(head | tail)
     } else {
+        let mut seen = 0;
         for (byte, key) in payload.iter_mut().zip(mask.0.to_le_bytes()) {
             *byte ^= key;
+            seen |= *byte;
         }
-    }
-}
-
-#[inline(always)]
-fn apply_16(mask: MaskKey, mut bytes: [u8; 16]) -> [u8; 16] {
-    for word in bytes.as_chunks_mut::<8>().0 {
-        *word = mask.apply_8(*word);
-    }
-    bytes
-}
-
-#[inline(always)]
-fn write_first<const N: usize>(payload: &mut [u8], bytes: [u8; N]) {
-    if let Some(first) = payload.first_chunk_mut() {
-        *first = bytes;
-    }
-}
-
-#[inline(always)]
-fn write_last<const N: usize>(payload: &mut [u8], bytes: [u8; N]) {
-    if let Some(last) = payload.last_chunk_mut() {
-        *last = bytes;
-    }
+        u64::from(seen)
+    };
+    seen & NOT_ASCII == 0
 }
 
 #[inline]
-fn unmask_wide(payload: &mut [u8], mask: MaskKey) {
+fn unmask_wide<const LOOK_OR_IGNORE: bool>(payload: &mut [u8], mask: MaskKey) -> bool {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor was just seen to have AVX2, the only feature `unmask_avx2` is compiled for.
-        return unsafe { unmask_avx2(payload, mask) };
+        // SAFETY: the processor was just seen to have AVX2, the only feature the function is compiled for.
+        return unsafe { avx2::unmask::<LOOK_OR_IGNORE>(payload, mask) };
     }
-    unmask_blocks(payload, mask);
+    unmask_portable::<LOOK_OR_IGNORE>(payload, mask)
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn unmask_avx2(payload: &mut [u8], mask: MaskKey) {
-    unmask_blocks(payload, mask);
+/// Word by word, in a loop that the compiler turns into vectors of the width every such processor has.
+fn unmask_portable<const LOOK_OR_IGNORE: bool>(payload: &mut [u8], mask: MaskKey) -> bool {
+    let (words, rest) = payload.as_chunks_mut();
+    let mut seen = 0;
+    for bytes in words {
+        let [word] = mask.apply([u64::from_le_bytes(*bytes)]);
+        *bytes = word.to_le_bytes();
+        if LOOK_OR_IGNORE == LOOK {
+            seen |= word;
+        }
+    }
+    // Words do not move the phase.
+    unmask_tiny(rest, mask) && seen & NOT_ASCII == 0
 }
 
-/// Whole blocks, aligned if that pays, between an unaligned first and last block that may overlap them.
 #[inline(always)]
-fn unmask_blocks(payload: &mut [u8], mask: MaskKey) {
-    let length = payload.len();
-    let (Some(&head), Some(&tail)) =
-        (payload.first_chunk::<BLOCK_BYTES>(), payload.last_chunk::<BLOCK_BYTES>())
-    else {
-        return unmask_tiny(payload, mask);
-    };
-    // Both ends are worked out from the masked bytes before the loop changes any of them.
-    let (mut first, mut last) = (head, tail);
-    mask.apply_block(&mut first);
-    mask.at(length - BLOCK_BYTES).apply_block(&mut last);
-
-    let body_start = if length < ALIGN_BYTES_MIN {
-        BLOCK_BYTES
-    } else {
-        payload.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES)
-    };
-    let body_mask = mask.at(body_start);
-    for block in payload[body_start..].as_chunks_mut::<BLOCK_BYTES>().0 {
-        body_mask.apply_block(block);
-    }
-    write_first(payload, first);
-    write_last(payload, last);
+fn first_words<const WORDS: usize>(payload: &[u8]) -> Option<[u64; WORDS]> {
+    payload.as_chunks().0.first_chunk().map(|chunks| chunks.map(u64::from_le_bytes))
 }
 
-/// The width of an AVX2 register.
-const BLOCK_BYTES: usize = 32;
+#[inline(always)]
+fn last_words<const WORDS: usize>(payload: &[u8]) -> Option<[u64; WORDS]> {
+    payload.as_rchunks().1.last_chunk().map(|chunks| chunks.map(u64::from_le_bytes))
+}
+
+#[inline(always)]
+fn write_first<const WORDS: usize>(payload: &mut [u8], words: [u64; WORDS]) {
+    if let Some(first) = payload.as_chunks_mut().0.first_chunk_mut() {
+        *first = words.map(u64::to_le_bytes);
+    }
+}
+
+#[inline(always)]
+fn write_last<const WORDS: usize>(payload: &mut [u8], words: [u64; WORDS]) {
+    if let Some(last) = payload.as_rchunks_mut().1.last_chunk_mut() {
+        *last = words.map(u64::to_le_bytes);
+    }
+}
+
+const LOOK: bool = true;
+const IGNORE: bool = false;
+/// The top bit of each byte of a word.
+const NOT_ASCII: u64 = 0x8080_8080_8080_8080;
 /// Up to here words beat the call of a function compiled for vectors.
 const TINY_BYTES_MAX: usize = 32;
-/// From here aligning the blocks pays for itself.
-const ALIGN_BYTES_MIN: usize = 1024;
 
 #[cfg(test)]
 mod tests {
@@ -163,14 +164,20 @@ mod tests {
         }
     }
 
-    fn unmask_portable(payload: &mut [u8], mask: [u8; 4], phase: usize) {
-        unmask_blocks(payload, MaskKey::new(mask).at(phase));
+    fn unmask_portably(payload: &mut [u8], mask: [u8; 4], phase: usize) {
+        let is_ascii = unmask_portable::<LOOK>(payload, MaskKey::new(mask).at(phase));
+        assert_eq!(is_ascii, payload.is_ascii());
+    }
+
+    fn unmask_text_and_judge(payload: &mut [u8], mask: [u8; 4], phase: usize) {
+        let is_ascii = unmask_text(payload, mask, phase);
+        assert_eq!(is_ascii, payload.is_ascii());
     }
 
     fn assert_matches_naive(bytes: &[u8], offset: usize, mask: [u8; 4], phase: usize) {
         let mut expected = bytes.to_vec();
         unmask_naive(&mut expected[offset..], mask, phase);
-        for path in [unmask, unmask_portable] {
+        for path in [unmask, unmask_portably, unmask_text_and_judge] {
             let mut actual = bytes.to_vec();
             path(&mut actual[offset..], mask, phase);
             assert_eq!(actual, expected, "length {}, offset {offset}, phase {phase}", bytes.len() - offset);
@@ -193,9 +200,24 @@ mod tests {
     #[test]
     fn lengths_around_the_alignment_threshold_match_the_naive_loop() {
         let bytes: Vec<u8> = (0..1200).map(|index: u32| (index * 57 % 253) as u8).collect();
-        for length in ALIGN_BYTES_MIN - 40..ALIGN_BYTES_MIN + 40 {
+        for length in 1024 - 40..1024 + 40 {
             for offset in 0..33 {
                 assert_matches_naive(&bytes[..offset + length], offset, [1, 2, 4, 8], offset);
+            }
+        }
+    }
+
+    #[test]
+    fn one_byte_that_is_not_ascii_is_seen_wherever_it_is() {
+        let mask = [0x91, 0x02, 0xF3, 0x04];
+        for length in (1..200).chain([1023, 1024, 1025, 1100]) {
+            let mut masked = vec![b'a'; length];
+            unmask_naive(&mut masked, mask, 0);
+            assert!(unmask_text(&mut masked.clone(), mask, 0));
+            for index in 0..length {
+                let mut payload = masked.clone();
+                payload[index] ^= 0x80;
+                assert!(!unmask_text(&mut payload, mask, 0), "byte {index} of {length}");
             }
         }
     }
