@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034
 # Starts and stops the example echo server for the scripts that talk to it. Sourced, not run.
 #
 #   start_echo DRIVER LOG    sets ECHO_PID and ECHO_PORT; DRIVER is io-uring, epoll or auto
