@@ -1,0 +1,104 @@
+"""The engines that are measured: what their files say, whether they are installed, and how they start."""
+
+import hashlib
+import pathlib
+import subprocess
+import tomllib
+from dataclasses import dataclass, field
+
+INSTALL_TIMEOUT_S = 900
+
+
+@dataclass
+class Engine:
+    """One contestant. `missing` says why it cannot be measured; empty means that it can."""
+
+    name: str
+    title: str
+    language: str
+    version: str
+    settings: str
+    start: dict
+    folder: pathlib.Path | None = None
+    missing: str = ""
+    places: dict = field(default_factory=dict)
+
+    def command(self, mode, port):
+        """The command that serves `mode` on `port`, or None if the engine has no such mode."""
+        template = self.start.get(mode)
+        if template is None:
+            return None
+        return [part.format(port=port, mode=mode, **self.places) for part in template]
+
+    def obstacle(self, mode):
+        """Why the engine cannot serve `mode`; empty if it can."""
+        if self.missing:
+            return self.missing
+        command = self.command(mode, 0)
+        if command is None:
+            return "has no such mode here"
+        if not pathlib.Path(command[0]).exists():
+            return "not built"
+        return ""
+
+
+def load(bench, target, version):
+    """Every engine there is: our own first, then the peers by name."""
+    places = {"release": str(target / "release")}
+    own = tomllib.loads((bench / "engines.toml").read_text())["engine"]
+    engines = [
+        Engine(e["name"], e["title"], e["language"], version, e["settings"], e["start"], places=places) for e in own
+    ]
+    for file in sorted((bench / "peers").glob("*/peer.toml")):
+        peer = tomllib.loads(file.read_text())
+        start = {mode: peer["start"] for mode in peer["modes"]}
+        places = {"peer": str(target / "peers" / peer["name"]), "source": str(file.parent)}
+        engines.append(
+            Engine(
+                peer["name"], peer["title"], peer["language"], peer["version"], peer["settings"], start,
+                folder=file.parent, places=places,
+            )
+        )
+    # The reference comes right after our own.
+    engines.sort(key=lambda e: (e.folder is not None, e.name != "uwebsockets"))
+    return engines
+
+
+def install(engine, say):
+    """Installs a peer unless what is there was installed from the same files. Failure is noted, not raised."""
+    if engine.folder is None:
+        return
+    place = pathlib.Path(engine.places["peer"])
+    stamp = place / "installed"
+    wanted = fingerprint(engine.folder)
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    say(f"installing {engine.title}")
+    place.mkdir(parents=True, exist_ok=True)
+    stamp.unlink(missing_ok=True)
+    log = place / "install.log"
+    try:
+        with log.open("w") as output:
+            subprocess.run(
+                [engine.folder / "install.sh", place], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                check=True, timeout=INSTALL_TIMEOUT_S,
+            )
+        stamp.write_text(wanted)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = f"exit code {error.returncode}" if isinstance(error, subprocess.CalledProcessError) else type(error).__name__
+        engine.missing = f"could not be installed ({reason})"
+        say(f"{engine.title} {engine.missing}; see its install.log under the target folder")
+
+
+def is_installed(engine):
+    """Whether a peer was installed, from whatever state of its files."""
+    return engine.folder is None or (pathlib.Path(engine.places["peer"]) / "installed").exists()
+
+
+def fingerprint(folder):
+    """Changes when any file of the peer does."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(str(file.relative_to(folder)).encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

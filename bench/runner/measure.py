@@ -1,0 +1,153 @@
+"""One measurement: start a server on its core, load it from another, stop it."""
+
+import contextlib
+import json
+import os
+import pathlib
+import pty
+import re
+import signal
+import socket
+import subprocess
+import time
+
+READY_TIMEOUT_S = 15
+STOP_TIMEOUT_S = 3
+LOAD_SLACK_S = 120
+
+
+class Failure(Exception):
+    """A measurement that gave no figure; the text says why."""
+
+
+@contextlib.contextmanager
+def server(command, port, cpus, log):
+    """Runs a server pinned to `cpus` for the length of the block, and gives its process."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            preexec_fn=lambda: os.sched_setaffinity(0, cpus),
+        )
+    try:
+        wait_until_ready(process, port, log)
+        yield process
+    finally:
+        stop(process)
+
+
+def wait_until_ready(process, port, log):
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise Failure(f"server ended with code {process.returncode}: {tail(log)}")
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise Failure(f"server not ready after {READY_TIMEOUT_S} s: {tail(log)}")
+
+
+def stop(process):
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def load(generator, arguments, timeout):
+    """Runs the load generator and gives the object it prints."""
+    try:
+        run = subprocess.run(
+            [generator, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout + LOAD_SLACK_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise Failure(f"load generator still running after {timeout + LOAD_SLACK_S:.0f} s") from None
+    if run.returncode != 0:
+        raise Failure((run.stderr.strip().splitlines() or ["load generator failed"])[-1])
+    return json.loads(run.stdout)
+
+
+def yardstick(program, arguments, server_process, cpus):
+    """Runs uWebSockets' load_test over one of its four-second intervals and gives figures named like ours."""
+    if not pathlib.Path(program).exists():
+        raise Failure("load_test is not built")
+    # It buffers what it prints unless it prints to a terminal.
+    ours, theirs = pty.openpty()
+    client = subprocess.Popen(
+        [program, *arguments], stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs,
+        preexec_fn=lambda: os.sched_setaffinity(0, cpus),
+    )
+    os.close(theirs)
+    try:
+        with open(ours, "r", errors="replace") as lines:
+            next_rate(lines)
+            before = (cpu_seconds(server_process.pid), cpu_seconds(client.pid), time.monotonic())
+            rate = next_rate(lines)
+            after = (cpu_seconds(server_process.pid), cpu_seconds(client.pid), time.monotonic())
+    finally:
+        client.send_signal(signal.SIGKILL)
+        client.wait()
+    server_cpu, client_cpu, seconds = (late - early for late, early in zip(after, before))
+    messages = rate * YARDSTICK_INTERVAL_S
+    return {
+        "inputs": {"yardstick": arguments},
+        "results": {
+            "messages": messages,
+            "messages_per_second": rate,
+            "cost": {
+                "seconds": seconds,
+                "server_cpu_us_per_message": server_cpu / messages * 1e6,
+                "client_cpu_us_per_message": client_cpu / messages * 1e6,
+                "server_busy": server_cpu / seconds,
+                "client_busy": client_cpu / seconds,
+            },
+        },
+    }
+
+
+YARDSTICK_INTERVAL_S = 4
+
+
+def next_rate(lines):
+    while True:
+        try:
+            line = lines.readline()
+        except OSError:
+            line = ""
+        if not line:
+            raise Failure("load_test ended early")
+        if match := re.search(r"Msg/sec: ([0-9.]+)", line):
+            if float(match[1]) == 0:
+                raise Failure("load_test got no replies")
+            return float(match[1])
+
+
+def cpu_seconds(pid):
+    """User and system time of all threads of a process."""
+    tasks = pathlib.Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
+def free_ports():
+    """Ports that nobody listens on, outside the range that the kernel gives to clients."""
+    port = PORT_FIRST + os.getpid() % 1000
+    while True:
+        port = port + 1 if port < PORT_LAST else PORT_FIRST
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        yield port
+
+
+PORT_FIRST = 21000
+PORT_LAST = 29000
+
+
+def tail(log):
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1][:200] if lines else "it said nothing"

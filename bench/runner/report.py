@@ -1,0 +1,310 @@
+"""The report of a session: tables in Markdown, plots beside it, and all figures in results.json.
+
+The text holds no name or path of the machine. Ratios are taken pair by pair within a round, then their median.
+"""
+
+import json
+import statistics
+from dataclasses import asdict, dataclass
+
+COST = ("results", "cost", "server_cpu_us_per_message")
+CLIENT_COST = ("results", "cost", "client_cpu_us_per_message")
+CORE_BUSY = ("results", "cost", "server_core_busy")
+SERVER_BUSY = ("results", "cost", "server_busy")
+CLIENT_BUSY = ("results", "cost", "client_busy")
+THROUGHPUT = ("results", "messages_per_second")
+HANDSHAKES = ("results", "handshakes_per_second")
+LATENCY = ("results", "latency")
+STORM = ("results", "storm", "seconds")
+STORM_P99 = ("results", "storm", "latency", "p99_us")
+IDLE = ("results", "resident_bytes_per_connection")
+KERNEL = ("results", "kernel", "both_ends_bytes_per_connection")
+
+# More than this of the server's core used by somebody else: the figures of that run are doubtful.
+DISTURBED = 0.1
+
+
+@dataclass
+class Context:
+    """What the figures belong to."""
+
+    command: str
+    commit: str
+    date: str
+    machine: list
+    server_cpus: str
+    client_cpus: str
+    wait: str
+    rounds: dict
+    timing: dict
+    reference: str
+    notes: list
+
+
+def write(folder, context, scenarios, engines, records):
+    """Writes results.json, the plots and report.md, and returns the report's path."""
+    (folder / "results.json").write_text(json.dumps({"context": asdict(context), "records": records}, indent=1) + "\n")
+    table = Table(context, engines, records)
+    plotted = plot(folder, table, scenarios)
+    lines = header(context) + contestants(engines)
+    for scenario in scenarios:
+        lines += ["", f"## {scenario['name']}", "", scenario["title"] + ".", ""]
+        lines += conditions(context, scenario)
+        lines += TABLES[scenario["report"]](table, scenario)
+        lines += remarks(table, scenario)
+        lines += [line for name in plotted.get(scenario["name"], ()) for line in ("", f"![{scenario['title']}]({name})")]
+    path = folder / "report.md"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def headline(scenario, result):
+    """The main figure of one measurement, for the progress."""
+    if scenario["report"] in ("rate", "slow"):
+        latency = pick(result, LATENCY)
+        return f"p50 {latency['p50_us']:.0f} us, p99 {latency['p99_us']:.0f} us"
+    if scenario["report"] == "idle":
+        return f"{pick(result, IDLE):.0f} B per connection"
+    return f"{pick(result, COST):.3f} us"
+
+
+def pick(record, path):
+    """The figure at `path` of a record, or None."""
+    for name in path:
+        if not isinstance(record, dict):
+            return None
+        record = record.get(name)
+    return record
+
+
+class Table:
+    """The records, ready to be asked."""
+
+    def __init__(self, context, engines, records):
+        self.context = context
+        self.engines = engines
+        self.records = records
+
+    def runs(self, scenario, engine, share=None):
+        """The measurements that gave figures, by round."""
+        return {
+            record["round"]: record
+            for record in self.records
+            if "results" in record and record["scenario"] == scenario["name"] and record["engine"] == engine.name
+            and record.get("share") == share
+        }
+
+    def figures(self, scenario, engine, path, share=None):
+        picked = (pick(record, path) for record in self.runs(scenario, engine, share).values())
+        return [figure for figure in picked if figure is not None]
+
+    def median(self, scenario, engine, path, share=None):
+        figures = self.figures(scenario, engine, path, share)
+        return statistics.median(figures) if figures else None
+
+    def ratio(self, scenario, engine, path):
+        """The median of the ratios to the reference, each within one round."""
+        reference = next((e for e in self.engines if e.name == self.context.reference), None)
+        if reference is None:
+            return None
+        theirs = self.runs(scenario, reference)
+        pairs = [
+            (pick(run, path), pick(theirs[number], path))
+            for number, run in self.runs(scenario, engine).items() if number in theirs
+        ]
+        ratios = [one / other for one, other in pairs if one is not None and other]
+        return statistics.median(ratios) if ratios else None
+
+    def measured(self, scenario):
+        """The engines that gave figures, best first by the scenario's main figure."""
+        path = {"connect": COST, "idle": IDLE}.get(scenario["report"], COST)
+        engines = [engine for engine in self.engines if self.any_run(scenario, engine)]
+        if scenario["report"] in ("rate", "slow"):
+            return engines
+        return sorted(engines, key=lambda engine: self.median(scenario, engine, path) or 0)
+
+    def any_run(self, scenario, engine):
+        return any(
+            "results" in record and record["scenario"] == scenario["name"] and record["engine"] == engine.name
+            for record in self.records
+        )
+
+
+def header(context):
+    lines = ["# Measurements", "", f"{context.date}, commit {context.commit}.", "", "```sh", context.command, "```", ""]
+    lines += ["| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in context.machine]
+    lines += [
+        f"| Server's core | {context.server_cpus} |",
+        f"| Client's core | {context.client_cpus}, one thread, waits by {context.wait} |",
+        "",
+        "CPU is user and system time of all the server's threads, in microseconds per message. Ratios are pairwise within a "
+        f"round, {context.reference} = 1.00; lower is better. Every reply is compared byte by byte. How it is measured, and "
+        "what that leaves out, is in bench/README.md.",
+    ]
+    lines += [line for note in context.notes for line in ("", f"**{note}**")]
+    return lines
+
+
+def contestants(engines):
+    lines = ["", "## Engines", "", "| engine | language | version | settings |", "|---|---|---|---|"]
+    for engine in engines:
+        settings = engine.settings if not engine.missing else f"**{engine.missing}**"
+        lines.append(f"| {engine.title} | {engine.language} | {engine.version} | {settings} |")
+    return lines
+
+
+def conditions(context, scenario):
+    rounds = context.rounds[scenario["name"]]
+    warm_up, seconds = context.timing[scenario["name"]]
+    timing = "" if scenario.get("untimed") or scenario["report"] == "yardstick" else f" of {seconds:g} s after {warm_up:g} s of warm-up"
+    load = " ".join(scenario["load"]).replace("{port}", "PORT")
+    program = "load_test" if scenario["report"] == "yardstick" else "ringwire-bench"
+    return [f"`{program} {load}`, {rounds} round{'s' if rounds > 1 else ''}{timing}.", ""]
+
+
+def cost_table(table, scenario):
+    lines = [
+        "| engine | CPU us/message | lowest - highest | ratio | messages/s | core busy | client CPU us/message | client busy |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for engine in table.measured(scenario):
+        costs = table.figures(scenario, engine, COST)
+        lines.append(row(
+            engine.title,
+            number(statistics.median(costs)),
+            f"{number(min(costs))} - {number(max(costs))}",
+            number(table.ratio(scenario, engine, COST), 2),
+            number(table.median(scenario, engine, THROUGHPUT), 0),
+            percent(table.median(scenario, engine, CORE_BUSY)),
+            number(table.median(scenario, engine, CLIENT_COST)),
+            percent(table.median(scenario, engine, CLIENT_BUSY)),
+        ))
+    return lines
+
+
+def rate_table(table, scenario):
+    lines = [
+        "| engine | load | messages/s | p50 us | p99 us | p99.9 us | max us | client late p99 us | CPU us/message |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for engine in table.measured(scenario):
+        for share in scenario["shares"]:
+            def median(*path):
+                return table.median(scenario, engine, path, share)
+
+            if median("rate") is None:
+                continue
+            latencies = [number(median(*LATENCY, name), 0) for name in ("p50_us", "p99_us", "p999_us", "max_us")]
+            lines.append(row(
+                engine.title, f"{share:.0%}", number(median("rate"), 0), *latencies,
+                number(median("results", "client_lateness", "p99_us"), 0), number(median(*COST)),
+            ))
+    lines += ["", "Load is a share of the lower of two highest rates: the engine's own and the reference's. Medians over the rounds."]
+    return lines
+
+
+def slow_table(table, scenario):
+    lines = [
+        "| engine | p50 us | p99 us | p99.9 us | max us | CPU us/delivery | RSS before MiB | RSS highest MiB | slow ones dropped |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for engine in table.measured(scenario):
+        def median(*path):
+            return table.median(scenario, engine, path)
+
+        latencies = [number(median(*LATENCY, name), 0) for name in ("p50_us", "p99_us", "p999_us", "max_us")]
+        memory = [number(median("results", name) / 2**20, 1) for name in ("resident_before_bytes", "resident_peak_bytes")]
+        dropped = f"{median('results', 'slow_subscribers_dropped'):.0f} of {median('results', 'slow_subscribers'):.0f}"
+        lines.append(row(engine.title, *latencies, number(median(*COST)), *memory, dropped))
+    return lines
+
+
+def connect_table(table, scenario):
+    lines = [
+        "| engine | CPU us/handshake | ratio | handshakes/s | p99 us | all back after ms | p99 back ms |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for engine in table.measured(scenario):
+        def median(path, scale=1.0):
+            figure = table.median(scenario, engine, path)
+            return None if figure is None else figure * scale
+
+        lines.append(row(
+            engine.title, number(median(COST), 1), number(table.ratio(scenario, engine, COST), 2), number(median(HANDSHAKES), 0),
+            number(median((*LATENCY, "p99_us")), 0), number(median(STORM, 1e3), 0), number(median(STORM_P99, 1e-3), 0),
+        ))
+    return lines
+
+
+def idle_table(table, scenario):
+    lines = [
+        "| engine | connections | RSS bytes/connection | ratio | kernel bytes/connection, both ends |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for engine in table.measured(scenario):
+        lines.append(row(
+            engine.title, number(table.median(scenario, engine, ("results", "connections")), 0),
+            number(table.median(scenario, engine, IDLE), 0), number(table.ratio(scenario, engine, IDLE), 2),
+            number(table.median(scenario, engine, KERNEL), 0),
+        ))
+    return lines
+
+
+TABLES = {
+    "cost": cost_table,
+    "yardstick": cost_table,
+    "rate": rate_table,
+    "slow": slow_table,
+    "connect": connect_table,
+    "idle": idle_table,
+}
+
+
+def remarks(table, scenario):
+    """What is missing from the table, and what is doubtful in it."""
+    lines = []
+    for engine in table.engines:
+        own = [r for r in table.records if r["scenario"] == scenario["name"] and r["engine"] == engine.name]
+        for record in own:
+            if "obstacle" in record:
+                lines.append(f"- {engine.title}: {record['obstacle']}.")
+        failures = [record["failure"] for record in own if "failure" in record]
+        if failures:
+            lines.append(f"- {engine.title}: {len(failures)} failed: {failures[0]}.")
+        disturbed = sum(is_disturbed(record) for record in own)
+        if disturbed:
+            lines.append(f"- {engine.title}: in {disturbed} of {len(own)} measurements others used its core too.")
+    return [""] + lines if lines else []
+
+
+def is_disturbed(record):
+    core, server = pick(record, CORE_BUSY), pick(record, SERVER_BUSY)
+    return core is not None and server is not None and core - server > DISTURBED
+
+
+def plot(folder, table, scenarios):
+    """The plots by scenario; none, with a note, where matplotlib is not there."""
+    try:
+        import plots
+    except ImportError:
+        table.context.notes.append("No plots: matplotlib is not installed.")
+        return {}
+    return plots.draw(folder, table, scenarios)
+
+
+def row(*cells):
+    return "| " + " | ".join(cells) + " |"
+
+
+def number(figure, digits=None):
+    """A figure with as many digits as it deserves."""
+    if figure is None:
+        return "-"
+    if digits is None:
+        digits = 3 if figure < 1 else 2 if figure < 100 else 1
+    return f"{figure:,.{digits}f}".replace(",", " ")
+
+
+def percent(share):
+    return "-" if share is None else f"{share:.0%}"

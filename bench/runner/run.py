@@ -1,0 +1,302 @@
+#!/usr/bin/env python3
+"""Measures every scenario on every engine, interleaved, and writes the raw results and a report.
+
+Started by scripts/bench.sh, which builds what it needs. Engines take turns within a round (A B C, A B C, ...), so that
+a drift of the machine meets all of them, and each measurement has a server of its own.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import time
+import tomllib
+
+import engines as engine_files
+import machine
+import measure
+import report
+
+BENCH = pathlib.Path(__file__).resolve().parent.parent
+REFERENCE = "uwebsockets"
+# What a quick run without --engine compares.
+QUICK_ENGINES = ("ringwire", "ringwire-epoll", REFERENCE)
+FAILURES_MAX = 2
+# A quick run measures until then and leaves the last seconds to the report.
+QUICK_BUDGET_S = 280
+
+
+def main():
+    options = parse_options()
+    started = time.monotonic() - (time.time() - options.started if options.started else 0)
+    session = Session(options, started)
+    session.install()
+    session.measure()
+    return session.finish()
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(prog="scripts/bench.sh", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="three short rounds: within five minutes")
+    parser.add_argument("--smoke", action="store_true", help="every scenario for a moment, as a test; no report")
+    parser.add_argument("--scenario", action="append", metavar="NAME", help="only this one; may be repeated")
+    parser.add_argument("--engine", action="append", metavar="NAME", help="only this one; may be repeated")
+    parser.add_argument("--rounds", type=int, metavar="N", help="5 by default, 3 in a quick run")
+    parser.add_argument("--seconds", type=float, metavar="S", help="length of one measurement")
+    parser.add_argument("--wait", choices=("sleep", "spin"), default="sleep", help="how the client waits for replies")
+    parser.add_argument("--server-cpus", type=cpu_list, metavar="LIST", help="the last core by default")
+    parser.add_argument("--client-cpus", type=cpu_list, metavar="LIST", help="the first core by default")
+    parser.add_argument("--output", type=pathlib.Path, metavar="FOLDER", help="instead of a new one under bench/results")
+    parser.add_argument("--target", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def cpu_list(text):
+    return [int(part) for part in text.split(",")]
+
+
+class Session:
+    """One run of this script."""
+
+    def __init__(self, options, started):
+        self.options = options
+        self.started = started
+        self.target = options.target.resolve()
+        self.generator = self.target / "release" / "ringwire-bench"
+        self.load_test = self.target / "peers" / REFERENCE / "load_test"
+        available = sorted(os.sched_getaffinity(0))
+        self.server_cpus = options.server_cpus or available[-1:]
+        self.client_cpus = options.client_cpus or available[:1]
+        self.ports = measure.free_ports()
+        self.scenarios = self.choose_scenarios()
+        self.engines = self.choose_engines()
+        self.records = []
+        self.notes = []
+        self.rates = {}
+        self.folder = self.output_folder()
+        (self.folder / "raw").mkdir(parents=True, exist_ok=True)
+        self.log = self.target / "bench-server.log"
+
+    # ---- what ----
+
+    def choose_scenarios(self):
+        scenarios = tomllib.loads((BENCH / "scenarios.toml").read_text())["scenario"]
+        names = [scenario["name"] for scenario in scenarios]
+        wanted = self.options.scenario
+        if unknown := set(wanted or ()) - set(names):
+            sys.exit(f"no such scenario: {', '.join(unknown)}; there are {', '.join(names)}")
+        if wanted:
+            return [scenario for scenario in scenarios if scenario["name"] in wanted]
+        if self.options.quick or self.options.smoke:
+            return [scenario for scenario in scenarios if scenario.get("quick", True)]
+        return scenarios
+
+    def choose_engines(self):
+        engines = engine_files.load(BENCH, self.target, commit())
+        names = [engine.name for engine in engines]
+        wanted = self.options.engine
+        if unknown := set(wanted or ()) - set(names):
+            sys.exit(f"no such engine: {', '.join(unknown)}; there are {', '.join(names)}")
+        if not wanted and (self.options.quick or self.options.smoke):
+            wanted = QUICK_ENGINES
+        return [engine for engine in engines if not wanted or engine.name in wanted]
+
+    def output_folder(self):
+        if self.options.smoke:
+            return self.target / "bench-smoke"
+        if self.options.output:
+            return self.options.output
+        name = datetime.datetime.now().strftime("%Y-%m-%d-%H%M-") + machine.slug()
+        return BENCH / "results" / name
+
+    def rounds_of(self, scenario):
+        if self.options.smoke:
+            return 1
+        rounds = self.options.rounds or (3 if self.options.quick else 5)
+        if self.options.quick and not self.options.rounds:
+            rounds = min(rounds, scenario.get("quick_rounds", rounds))
+        return min(rounds, scenario.get("rounds", rounds))
+
+    def timing_of(self, scenario):
+        """Seconds of warm-up and of measuring."""
+        if self.options.smoke:
+            return 0.1, 0.4
+        if self.options.quick:
+            return 0.2, self.options.seconds or min(scenario.get("seconds", 0.8), 2)
+        return 0.5, self.options.seconds or scenario.get("seconds", 2.0)
+
+    # ---- how ----
+
+    def install(self):
+        for engine in self.engines:
+            if not self.options.smoke:
+                engine_files.install(engine, say)
+            elif not engine_files.is_installed(engine):
+                engine.missing = "not installed"
+
+    def measure(self):
+        plan = [(scenario, self.contestants(scenario)) for scenario in self.scenarios]
+        left = sum(self.estimate(scenario) * self.rounds_of(scenario) * len(engines) for scenario, engines in plan)
+        say(f"server on core {commas(self.server_cpus)}, client on {commas(self.client_cpus)}, about {minutes(left)}")
+        for scenario, engines in plan:
+            rounds = self.rounds_of(scenario)
+            failures = dict.fromkeys((engine.name for engine in engines), 0)
+            for round_number in range(1, rounds + 1):
+                for engine in engines:
+                    left -= self.estimate(scenario)
+                    if failures[engine.name] >= FAILURES_MAX:
+                        continue
+                    if self.is_out_of_time():
+                        self.notes.append(f"Out of time: {scenario['name']} ended before round {round_number} of {engine.name}.")
+                        continue
+                    done = self.measure_one(scenario, engine, round_number, rounds, max(left, 0))
+                    failures[engine.name] += not done
+
+    def contestants(self, scenario):
+        """The engines that can serve the scenario; the others are noted."""
+        able = []
+        for engine in self.engines:
+            if obstacle := engine.obstacle(scenario["mode"]):
+                self.records.append({"scenario": scenario["name"], "engine": engine.name, "obstacle": obstacle})
+            else:
+                able.append(engine)
+        return able
+
+    def estimate(self, scenario):
+        """Seconds that one measurement takes, roughly."""
+        if scenario["report"] == "yardstick":
+            return 9.5
+        if scenario.get("untimed"):
+            return 1.0 if self.options.smoke else 6.0
+        warm_up, seconds = self.timing_of(scenario)
+        loads = len(scenario.get("shares", [1]))
+        return loads * (warm_up + seconds + 0.3)
+
+    def is_out_of_time(self):
+        limited = self.options.quick and not self.options.engine
+        return limited and time.monotonic() - self.started > QUICK_BUDGET_S
+
+    def measure_one(self, scenario, engine, round_number, rounds, left):
+        """One engine's turn; says whether it gave figures."""
+        where = f"{scenario['name']} {round_number}/{rounds} {engine.name}"
+        record = {"scenario": scenario["name"], "engine": engine.name, "round": round_number}
+        try:
+            if scenario["report"] == "rate":
+                for share in scenario["shares"]:
+                    rate = self.highest_rate(scenario, engine) * share
+                    result = self.load(scenario, engine, extra=["--rate", f"{rate:.0f}"])
+                    self.keep(record | {"share": share, "rate": rate, **result})
+                    say(f"{where} at {share:.0%}: {report.headline(scenario, result)} ({minutes(left)} left)")
+            else:
+                result = self.load(scenario, engine)
+                self.keep(record | result)
+                say(f"{where}: {report.headline(scenario, result)} ({minutes(left)} left)")
+            return True
+        except measure.Failure as failure:
+            self.keep(record | {"failure": str(failure)})
+            say(f"{where}: FAILED: {failure}")
+            return False
+
+    def highest_rate(self, scenario, engine):
+        """What the shares are shares of: the lower of what the engine and the reference reach in closed loop."""
+        for name in (REFERENCE, engine.name):
+            contender = next((e for e in self.engines if e.name == name and not e.obstacle(scenario["mode"])), None)
+            if contender and name not in self.rates:
+                result = self.load(scenario | {"load": scenario["calibrate"]}, contender)
+                self.rates[name] = result["results"]["messages_per_second"]
+        return min(self.rates.get(REFERENCE, self.rates[engine.name]), self.rates[engine.name])
+
+    def load(self, scenario, engine, extra=()):
+        """A fresh server, loaded once."""
+        port = next(self.ports)
+        warm_up, seconds = self.timing_of(scenario)
+        with measure.server(engine.command(scenario["mode"], port), port, self.server_cpus, self.log) as server:
+            if scenario["report"] == "yardstick":
+                arguments = [part.format(port=port) for part in scenario["load"]]
+                return measure.yardstick(self.load_test, arguments, server, self.client_cpus)
+            load = scenario.get("smoke", scenario["load"]) if self.options.smoke else scenario["load"]
+            arguments = [*load, *extra, "--server", f"127.0.0.1:{port}", "--server-pid", str(server.pid)]
+            arguments += ["--cpus", commas(self.client_cpus), "--wait", self.options.wait]
+            if not scenario.get("untimed"):
+                arguments += ["--warm-up", str(warm_up), "--seconds", str(seconds)]
+            return measure.load(self.generator, arguments, warm_up + seconds)
+
+    def keep(self, record):
+        self.records.append(record)
+        number = sum("obstacle" not in kept for kept in self.records)
+        name = f"{number:04}-{record['scenario']}-{record['engine']}.json"
+        (self.folder / "raw" / name).write_text(json.dumps(record, indent=1) + "\n")
+
+    # ---- what came out ----
+
+    def finish(self):
+        if self.options.smoke:
+            return self.finish_smoke()
+        context = report.Context(
+            command="scripts/bench.sh " + shlex.join(own_arguments()),
+            commit=commit(),
+            date=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
+            machine=machine.describe(),
+            server_cpus=commas(self.server_cpus),
+            client_cpus=commas(self.client_cpus),
+            wait=self.options.wait,
+            rounds={scenario["name"]: self.rounds_of(scenario) for scenario in self.scenarios},
+            timing={scenario["name"]: self.timing_of(scenario) for scenario in self.scenarios},
+            reference=REFERENCE,
+            notes=self.notes,
+        )
+        path = report.write(self.folder, context, self.scenarios, self.engines, self.records)
+        say(f"{minutes(time.monotonic() - self.started)} in all; report: {os.path.relpath(path)}")
+        failed = sum("failure" in record for record in self.records)
+        if failed:
+            say(f"{failed} measurements failed")
+        return 0 if any("results" in record for record in self.records) else 1
+
+    def finish_smoke(self):
+        """A test's closing line. An engine that is not there is skipped; one that fails, fails."""
+        passed = sum("results" in record for record in self.records)
+        failed = sum("failure" in record for record in self.records)
+        for record in self.records:
+            if "obstacle" in record:
+                say(f"skipped: {record['scenario']} {record['engine']}: {record['obstacle']}")
+        skipped = sum("obstacle" in record for record in self.records)
+        print(f"{passed} passed, {failed} failed, {skipped} skipped", flush=True)
+        return 1 if failed or not passed else 0
+
+
+def own_arguments():
+    """The arguments that the user gave to the script."""
+    hidden = ("--target", "--started")
+    arguments = sys.argv[1:]
+    return [a for i, a in enumerate(arguments) if a not in hidden and (i == 0 or arguments[i - 1] not in hidden)]
+
+
+def commit():
+    """The commit that is measured, and whether there are changes on top of it."""
+    def git(*arguments):
+        run = subprocess.run(["git", "-C", BENCH, *arguments], capture_output=True, text=True)
+        return run.stdout.strip() if run.returncode == 0 else ""
+
+    changed = " with changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+    return (git("rev-parse", "--short=10", "HEAD") or "unknown") + changed
+
+
+def commas(numbers):
+    return ",".join(map(str, numbers))
+
+
+def minutes(seconds):
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+def say(text):
+    print(f"[{datetime.datetime.now():%H:%M:%S}] {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
