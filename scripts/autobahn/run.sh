@@ -23,7 +23,7 @@ mkdir -p "$out"
 out=$(cd "$out" && pwd)
 . scripts/echo_server.sh
 start_echo "$driver" "$out/echo.log"
-echo "$runner against $(head -n 1 "$out/echo.log")"
+echo "$runner against the server $ECHO_READY"
 
 json_list() { printf '"%s",' "$@" | sed 's/,$//'; }
 

@@ -71,7 +71,7 @@ esac
 
 . scripts/echo_server.sh
 start_echo "$driver" "$target/clients/$client-$driver.log"
-echo "$client against $(head -n 1 "$target/clients/$client-$driver.log")"
+echo "$client against the server $ECHO_READY"
 code=0
 timeout 300 "${command[@]}" "ws://127.0.0.1:$ECHO_PORT" "$ECHO_PID" ${browser:+"$browser"} || code=$?
 [ "$code" -eq 0 ] || kill -TERM "$ECHO_PID" 2>/dev/null || true
