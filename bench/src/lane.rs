@@ -14,7 +14,7 @@ use rustix::net::{RecvFlags, SendFlags};
 
 use crate::Result;
 use crate::dial::Upgraded;
-use crate::payload::Payloads;
+use crate::payload::{Frames, Payloads};
 use crate::poll::Poller;
 use crate::random::Random;
 use crate::replies::{Replies, number};
@@ -38,7 +38,7 @@ pub(crate) struct Lane {
     wait: Wait,
     random: Random,
     incoming: Vec<u8>,
-    outgoing: Vec<u8>,
+    outgoing: Frames,
 }
 
 #[derive(Debug)]
@@ -47,8 +47,9 @@ struct Connection {
     tag: u64,
     sent: u64,
     replies: Replies,
-    /// What the socket did not take yet.
+    /// What the socket did not take yet: from `unsent_start` on.
     unsent: Vec<u8>,
+    unsent_start: usize,
 }
 
 impl Lane {
@@ -64,7 +65,7 @@ impl Lane {
             wait,
             random: Random::from_environment(salt),
             incoming: vec![0; INCOMING_BYTES],
-            outgoing: Vec::new(),
+            outgoing: Frames::default(),
         })
     }
 
@@ -77,7 +78,14 @@ impl Lane {
         replies.take(&upgraded.early, &self.payloads)?;
         self.poller.add(&upgraded.socket, self.connections.len() as u64, EventFlags::IN)?;
         let socket = upgraded.socket;
-        self.connections.push(Connection { socket, tag, sent: 0, replies, unsent: Vec::new() });
+        self.connections.push(Connection {
+            socket,
+            tag,
+            sent: 0,
+            replies,
+            unsent: Vec::new(),
+            unsent_start: 0,
+        });
         Ok(())
     }
 
@@ -153,12 +161,15 @@ impl Lane {
     #[inline]
     pub(crate) fn send(&mut self, connection: usize, count: u64) -> Result<()> {
         let Connection { tag, sent, .. } = &mut self.connections[connection];
-        self.outgoing.clear();
+        let mut outgoing = std::mem::take(&mut self.outgoing);
+        outgoing.clear();
         for _ in 0..count {
-            self.payloads.append(&mut self.outgoing, number(*tag, *sent), self.random.mask());
+            self.payloads.append(&mut outgoing, number(*tag, *sent), self.random.mask());
             *sent += 1;
         }
-        self.transmit(connection)
+        let transmitted = self.transmit(connection, outgoing.as_bytes());
+        self.outgoing = outgoing;
+        transmitted
     }
 
     #[inline]
@@ -174,24 +185,24 @@ impl Lane {
             .take(&self.incoming[..received], &self.payloads)
             .map_err(|error| format!("connection {connection}: {error}"))?;
         if let Some(payload) = replies.take_pong() {
-            self.outgoing.clear();
-            append_masked_frame(&mut self.outgoing, OpCode::Pong, &payload, self.random.mask());
-            self.transmit(connection)?;
+            let mut pong = Vec::new();
+            append_masked_frame(&mut pong, OpCode::Pong, &payload, self.random.mask());
+            self.transmit(connection, &pong)?;
         }
         Ok(completed)
     }
 
-    /// Sends `outgoing`, or keeps what does not fit.
+    /// Sends frames, or keeps what does not fit.
     #[inline]
-    fn transmit(&mut self, index: usize) -> Result<()> {
+    fn transmit(&mut self, index: usize, frames: &[u8]) -> Result<()> {
         let connection = &mut self.connections[index];
         if !connection.unsent.is_empty() {
-            connection.unsent.extend_from_slice(&self.outgoing);
+            connection.unsent.extend_from_slice(frames);
             return Ok(());
         }
-        let sent = send(&connection.socket, &self.outgoing)?;
-        if sent < self.outgoing.len() {
-            connection.unsent.extend_from_slice(&self.outgoing[sent..]);
+        let sent = send(&connection.socket, frames)?;
+        if sent < frames.len() {
+            connection.unsent.extend_from_slice(&frames[sent..]);
             self.poller.modify(&connection.socket, index as u64, EventFlags::IN | EventFlags::OUT)?;
         }
         Ok(())
@@ -199,9 +210,10 @@ impl Lane {
 
     fn flush(&mut self, index: usize) -> Result<()> {
         let connection = &mut self.connections[index];
-        let sent = send(&connection.socket, &connection.unsent)?;
-        connection.unsent.drain(..sent);
-        if connection.unsent.is_empty() {
+        connection.unsent_start += send(&connection.socket, &connection.unsent[connection.unsent_start..])?;
+        if connection.unsent_start == connection.unsent.len() {
+            connection.unsent.clear();
+            connection.unsent_start = 0;
             self.poller.modify(&connection.socket, index as u64, EventFlags::IN)?;
         }
         Ok(())

@@ -99,18 +99,18 @@ pub(crate) fn number(tag: u64, index: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::payload::{Content, Verify};
+    use crate::payload::{Content, Frames, Verify};
     use ringwire::protocol::frame::append_frame;
 
     #[test]
     fn replies_and_pings_are_followed_across_any_split() {
-        let mut payloads = Payloads::new(Content::Binary, 20, Verify::Full);
+        let payloads = Payloads::new(Content::Binary, 20, Verify::Full);
         let mut stream = Vec::new();
         for index in 0..3 {
-            let mut sent = Vec::new();
+            let mut sent = Frames::default();
             payloads.append(&mut sent, number(9, index), [0; 4]);
             append_frame(&mut stream, OpCode::Ping, b"still there?");
-            append_frame(&mut stream, OpCode::Binary, &sent[6..]);
+            append_frame(&mut stream, OpCode::Binary, &sent.as_bytes()[6..]);
         }
         for split in 0..=stream.len() {
             let mut replies = Replies::new(9);
