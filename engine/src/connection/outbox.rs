@@ -229,28 +229,29 @@ impl Outbox {
     }
 
     fn coalesce(&mut self, mut front: SendBuffer, corks: &mut CorkPool) -> SendBuffer {
+        // A torn front stays torn: its place in front of the unsent bytes is held by one that has left.
+        let offset = usize::from(front.is_torn());
         let mut joined = match front.cork() {
             Some(cork) => std::mem::take(cork),
             None => {
                 let mut cork = corks.take(COALESCED_BYTES_MAX);
+                cork.resize(offset, 0);
                 cork.extend_from_slice(front.unsent());
                 cork
             }
         };
-        let torn = front.is_torn();
         if let Some(memory) = front.into_owned() {
             corks.give(memory);
         }
-        debug_assert!(!torn || !joined.is_empty());
         while let Some(next) =
-            self.queue.pop_front_if(|next| joined.len() + next.len() <= COALESCED_BYTES_MAX)
+            self.queue.pop_front_if(|next| joined.len() - offset + next.len() <= COALESCED_BYTES_MAX)
         {
             joined.extend_from_slice(next.unsent());
             if let Some(memory) = next.into_owned() {
                 corks.give(memory);
             }
         }
-        SendBuffer::owned(joined, 0)
+        SendBuffer::owned(joined, offset)
     }
 }
 
