@@ -109,9 +109,11 @@ impl Outbox {
     }
 
     /// Queues bytes that are no frame: the answer to the upgrade request.
-    pub(super) fn push_response(&mut self, response: Vec<u8>) {
+    pub(super) fn push_response(&mut self, mut response: Vec<u8>) {
         self.bytes += response.len();
-        self.queue.push_back(SendBuffer::owned(response, 0));
+        // As if a first byte had left: the answer is never dropped.
+        response.insert(0, 0);
+        self.queue.push_back(SendBuffer::owned(response, 1));
     }
 
     /// Queues a close or ping frame; both are rare and never dropped.
