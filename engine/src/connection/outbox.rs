@@ -10,7 +10,7 @@ use super::{OutboxFull, OutboxLimits};
 use crate::{
     buffer::{CorkPool, SendBuffer, SharedFrame},
     protocol::{
-        OpCode,
+        FrameHeader, OpCode,
         frame::{append_frame, frame_bytes},
     },
 };
@@ -132,12 +132,12 @@ impl Outbox {
         }
     }
 
-    /// Drops what has not begun to leave; answers how many queued buffers and bytes went.
+    /// Drops what has not begun to leave; answers how many messages and bytes went.
     pub(super) fn drop_unsent(&mut self, corks: &mut CorkPool) -> (u64, usize) {
         let mut dropped = (0, 0);
         let torn = self.queue.pop_front_if(|front| front.is_torn());
         for buffer in self.queue.drain(..) {
-            dropped.0 += 1;
+            dropped.0 += count_messages(buffer.unsent());
             dropped.1 += buffer.len();
             if let Some(memory) = buffer.into_owned() {
                 corks.give(memory);
@@ -255,6 +255,16 @@ impl Outbox {
         }
         SendBuffer::owned(joined, offset)
     }
+}
+
+/// How many data frames there are in `bytes`, which are whole frames.
+fn count_messages(mut bytes: &[u8]) -> u64 {
+    let mut messages = 0;
+    while let Ok(Some((header, header_bytes))) = FrameHeader::decode(bytes) {
+        messages += u64::from(!header.opcode.is_control());
+        bytes = bytes.get(header_bytes + header.payload_bytes as usize..).unwrap_or_default();
+    }
+    messages
 }
 
 impl OutboxFull {
