@@ -1,10 +1,7 @@
 //! The deadlines of a connection: when it needs attention next, and what happens then.
 
 use super::{Endpoint, Initiator, Phase, Settings, Timestamp};
-use crate::{
-    buffer::CorkPool,
-    protocol::{CloseCode, OpCode},
-};
+use crate::{buffer::CorkPool, protocol::CloseCode};
 
 /// What a deadline brought about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +75,7 @@ impl Endpoint {
         self.awaiting_pong = true;
         self.ping_sent = now;
         self.awaited_until = now.after(settings.timeouts.pong);
-        self.outbox.push_control(OpCode::Ping, &now.as_millis().to_be_bytes(), corks);
+        self.outbox.push_ping(&now.as_millis().to_be_bytes(), &settings.outbox, corks);
         None
     }
 }

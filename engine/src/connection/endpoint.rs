@@ -331,9 +331,9 @@ impl Endpoint {
     }
 
     /// Sends a ping with a payload of the user's.
-    pub fn ping(&mut self, payload: &[u8], corks: &mut CorkPool) {
+    pub fn ping(&mut self, payload: &[u8], settings: &Settings, corks: &mut CorkPool) {
         if self.is_open() {
-            self.outbox.push_control(OpCode::Ping, payload, corks);
+            self.outbox.push_ping(payload, &settings.outbox, corks);
         }
     }
 
@@ -536,7 +536,7 @@ impl Endpoint {
         let mut frame = Vec::with_capacity(2 + 125);
         append_close_frame(&mut frame, code, reason);
         // The header of a control frame takes two bytes.
-        self.outbox.push_control(OpCode::Close, &frame[2..], corks);
+        self.outbox.push_close(&frame[2..], corks);
     }
 
     fn begin_flushing(&mut self, settings: &Settings, now: Timestamp) {

@@ -2,7 +2,8 @@
 //!
 //! Invariants: `bytes` is what the socket has not taken yet, the buffer in flight included; data frames never raise it
 //! above `bytes_max`; control frames are exempt from that limit and bounded by `CONTROL_BYTES_MAX` beyond it; at most one
-//! buffer is in flight; a frame whose first byte has left is never dropped or torn apart.
+//! buffer is in flight; a frame whose first byte has left is never dropped or torn apart; a queued buffer that is not torn
+//! consists of whole frames; nothing follows a close frame.
 
 use std::collections::VecDeque;
 
@@ -11,7 +12,7 @@ use crate::{
     buffer::{CorkPool, SendBuffer, SharedFrame},
     protocol::{
         FrameHeader, OpCode,
-        frame::{append_frame, frame_bytes},
+        frame::{CONTROL_PAYLOAD_BYTES_MAX, append_frame, frame_bytes},
     },
 };
 
@@ -32,7 +33,9 @@ const CORKED_PAYLOAD_BYTES_MAX: usize = 8 * 1024;
 /// Queued buffers are joined into one send up to this size.
 const COALESCED_BYTES_MAX: usize = 16 * 1024;
 /// What control frames may take beyond the limit for data.
-pub(super) const CONTROL_BYTES_MAX: usize = 4096;
+const CONTROL_BYTES_MAX: usize = 4096;
+/// What pings and pongs leave of that for the one close frame.
+const CLOSE_BYTES_MAX: usize = frame_bytes(CONTROL_PAYLOAD_BYTES_MAX);
 
 /// What waits to be sent to one peer.
 #[derive(Debug, Default)]
@@ -116,19 +119,26 @@ impl Outbox {
         self.queue.push_back(SendBuffer::owned(response, 1));
     }
 
-    /// Queues a close or ping frame; both are rare and never dropped.
-    pub(super) fn push_control(&mut self, opcode: OpCode, payload: &[u8], corks: &mut CorkPool) {
-        let bytes = frame_bytes(payload.len());
-        self.bytes += bytes;
-        self.write_frame(opcode, payload, bytes, corks);
+    /// Queues the close frame, behind which nothing more is queued.
+    pub(super) fn push_close(&mut self, payload: &[u8], corks: &mut CorkPool) {
+        self.pending_pong = None;
+        self.push_control(OpCode::Close, payload, corks);
+    }
+
+    /// Queues a ping. Where the peer does not read, it is left out: it would tell nothing.
+    pub(super) fn push_ping(&mut self, payload: &[u8], limits: &OutboxLimits, corks: &mut CorkPool) {
+        if self.has_room_for_control(payload, limits) {
+            self.push_control(OpCode::Ping, payload, corks);
+        }
     }
 
     /// Queues a pong. Where the peer does not read, only the newest is kept.
     pub(super) fn push_pong(&mut self, payload: &[u8], limits: &OutboxLimits, corks: &mut CorkPool) {
-        if self.bytes + frame_bytes(payload.len()) > limits.bytes_max.saturating_add(CONTROL_BYTES_MAX) {
-            self.pending_pong = Some(payload.into());
-        } else {
+        if self.has_room_for_control(payload, limits) {
+            self.pending_pong = None;
             self.push_control(OpCode::Pong, payload, corks);
+        } else {
+            self.pending_pong = Some(payload.into());
         }
     }
 
@@ -184,7 +194,11 @@ impl Outbox {
         } else if let Some(memory) = buffer.into_owned() {
             corks.give(memory);
         }
-        self.reached_low_mark(bytes, limits)
+        let drained = self.reached_low_mark(bytes, limits);
+        if let Some(payload) = self.pending_pong.take() {
+            self.push_pong(&payload, limits, corks);
+        }
+        drained
     }
 
     /// `bytes` left that had been [reserved](Self::reserve); `rest` is what the socket did not take.
@@ -212,6 +226,17 @@ impl Outbox {
         let drained = self.congested && self.bytes <= limits.bytes_low;
         self.congested &= !drained;
         drained
+    }
+
+    fn has_room_for_control(&self, payload: &[u8], limits: &OutboxLimits) -> bool {
+        let bytes = self.bytes + frame_bytes(payload.len()) + CLOSE_BYTES_MAX;
+        bytes <= limits.bytes_max.saturating_add(CONTROL_BYTES_MAX)
+    }
+
+    fn push_control(&mut self, opcode: OpCode, payload: &[u8], corks: &mut CorkPool) {
+        let bytes = frame_bytes(payload.len());
+        self.bytes += bytes;
+        self.write_frame(opcode, payload, bytes, corks);
     }
 
     fn write_frame(&mut self, opcode: OpCode, payload: &[u8], bytes: usize, corks: &mut CorkPool) {
