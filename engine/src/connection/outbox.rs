@@ -69,7 +69,7 @@ impl Outbox {
     /// Something could be sent now.
     #[must_use]
     pub fn has_output(&self) -> bool {
-        !self.in_flight && !(self.queue.is_empty() && self.pending_pong.is_none())
+        !self.in_flight && (!self.queue.is_empty() || self.pending_pong.is_some())
     }
 
     /// Accounts for a data frame of `bytes` that the caller sends past the queue; the caller has seen that it
@@ -145,7 +145,8 @@ impl Outbox {
     /// Drops what has not begun to leave; answers how many messages and bytes went.
     pub(super) fn drop_unsent(&mut self, corks: &mut CorkPool) -> (u64, usize) {
         let mut dropped = (0, 0);
-        let torn = self.queue.pop_front_if(|front| front.is_torn());
+        let torn =
+            if self.queue.front().is_some_and(SendBuffer::is_torn) { self.queue.pop_front() } else { None };
         for buffer in self.queue.drain(..) {
             dropped.0 += count_messages(buffer.unsent());
             dropped.1 += buffer.len();
@@ -270,8 +271,9 @@ impl Outbox {
         if let Some(memory) = front.into_owned() {
             corks.give(memory);
         }
-        while let Some(next) =
-            self.queue.pop_front_if(|next| joined.len() - offset + next.len() <= COALESCED_BYTES_MAX)
+        while let Some(next) = self.queue.front()
+            && joined.len() - offset + next.len() <= COALESCED_BYTES_MAX
+            && let Some(next) = self.queue.pop_front()
         {
             joined.extend_from_slice(next.unsent());
             if let Some(memory) = next.into_owned() {
