@@ -1,0 +1,52 @@
+//! Echo on tokio-websockets: one thread, messages that are there are answered in one write.
+
+use std::error::Error;
+
+use futures_util::{FutureExt, SinkExt, StreamExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_websockets::{Limits, ServerBuilder};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+const MESSAGE_BYTES_MAX: usize = 16 << 20;
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().collect();
+    let [_, port, _] = arguments.as_slice() else {
+        return Err("usage: server PORT echo".into());
+    };
+    let port: u16 = port.parse()?;
+    tokio::runtime::Builder::new_current_thread().enable_io().build()?.block_on(serve(port))
+}
+
+async fn serve(port: u16) -> Result<()> {
+    let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        tokio::spawn(echo(stream).map(drop));
+    }
+}
+
+async fn echo(stream: TcpStream) -> Result<()> {
+    stream.set_nodelay(true)?;
+    let limits = Limits::default().max_payload_len(Some(MESSAGE_BYTES_MAX));
+    let (_, mut socket) = ServerBuilder::new().limits(limits).accept(stream).await?;
+    while let Some(first) = socket.next().await {
+        let mut message = first?;
+        loop {
+            if message.is_text() || message.is_binary() {
+                socket.feed(message).await?;
+            }
+            match socket.next().now_or_never() {
+                Some(Some(next)) => message = next?,
+                Some(None) => return Ok(()),
+                None => break,
+            }
+        }
+        socket.flush().await?;
+    }
+    Ok(())
+}
