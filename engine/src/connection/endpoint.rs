@@ -330,6 +330,11 @@ impl Endpoint {
         self.outbox.sent_directly(sent, rest, &settings.outbox)
     }
 
+    /// A message was queued: the connection is not idle.
+    pub fn note_message(&mut self, now: Timestamp) {
+        self.last_message = now;
+    }
+
     /// Sends a ping with a payload of the user's.
     pub fn ping(&mut self, payload: &[u8], settings: &Settings, corks: &mut CorkPool) {
         if self.is_open() {

@@ -89,8 +89,7 @@ impl<S> Connection<'_, S> {
             && let Some(status) = self.endpoint.reserve_relay(payload.len(), &self.context.settings)
         {
             self.context.lent.relayed = Some(opcode);
-            self.context.counters.messages_sent.add(1);
-            return status;
+            return self.context.settle_send(self.endpoint, Ok(status));
         }
         let sent = self.endpoint.send(opcode, payload, &self.context.settings, &mut self.context.corks);
         self.context.settle_send(self.endpoint, sent)
@@ -165,6 +164,7 @@ impl Context {
             Ok(SendStatus::Dropped) => self.counters.dropped_closing.add(1),
             Ok(status) => {
                 self.counters.messages_sent.add(1);
+                endpoint.note_message(self.now);
                 return status;
             }
             Err(OutboxFull::DropNewest) => self.counters.dropped_newest.add(1),
