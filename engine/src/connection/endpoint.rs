@@ -466,10 +466,11 @@ impl Endpoint {
         if self.phase > Phase::Closing { self.ended.take() } else { None }
     }
 
-    /// Stops or resumes the receipt of messages; the kernel's buffers and so the peer's sends then fill up.
+    /// Stops or resumes the receipt of messages; the kernel's buffers and so the peer's sends then fill up. A connection
+    /// that is closing is not paused: it has to see the peer's close frame or the end of the stream.
     pub fn pause_receive(&mut self, paused: bool) {
         self.resumed |= self.paused && !paused;
-        self.paused = paused;
+        self.paused = paused && self.is_open();
     }
 
     /// Receipt was resumed since the last call: what was [kept](Self::take_kept) is to be processed.

@@ -111,7 +111,7 @@ impl<S> Connection<'_, S> {
     }
 
     /// No more messages are received until [`resume_receive`](Self::resume_receive); the peer's sends then come to a stop.
-    /// While paused, pings go unanswered and a close of the peer's goes unseen.
+    /// While paused, pings go unanswered and a close of the peer's goes unseen. Once a close has begun this does nothing.
     pub fn pause_receive(&mut self) {
         self.endpoint.pause_receive(true);
     }
