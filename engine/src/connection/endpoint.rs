@@ -473,9 +473,14 @@ impl Endpoint {
         self.paused = paused && self.is_open();
     }
 
-    /// Receipt was resumed since the last call: what was [kept](Self::take_kept) is to be processed.
-    pub fn take_resumed(&mut self) -> bool {
-        std::mem::take(&mut self.resumed)
+    /// Receipt was resumed since the last call: what was [kept](Self::take_kept) is to be processed. A pong that is still
+    /// awaited may lie behind it, so the wait for it begins anew.
+    pub fn take_resumed(&mut self, settings: &Settings, now: Timestamp) -> bool {
+        let resumed = std::mem::take(&mut self.resumed);
+        if resumed && self.is_open() && self.awaiting_pong {
+            self.awaited_until = now.after(settings.timeouts.pong);
+        }
+        resumed
     }
 
     /// The handler does not receive at the moment.

@@ -297,7 +297,7 @@ impl<H: Handler> Shard<H> {
     pub(super) fn settle(&mut self, id: ConnectionId) {
         loop {
             let Some(slot) = find(&mut self.slots, id) else { return };
-            if !slot.endpoint.take_resumed() {
+            if !slot.endpoint.take_resumed(&self.context.settings, self.context.now) {
                 break;
             }
             self.wheel.schedule(id.index(), slot.endpoint.deadline(&self.context.settings));
