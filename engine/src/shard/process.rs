@@ -86,7 +86,11 @@ impl<H: Handler> Shard<H> {
                     }
                 }
                 Some(Event::Ping) => context.counters.pings_received.add(1),
-                Some(Event::Pong) => context.counters.pongs_received.add(1),
+                Some(Event::Pong) => {
+                    context.counters.pongs_received.add(1);
+                    // The next ping may be due before the deadline of this one would have been.
+                    self.wheel.schedule(id.index(), slot.endpoint.deadline(&context.settings));
+                }
                 Some(Event::Closed(error)) => {
                     if let Some(error) = error {
                         tracing::debug!(%id, %error, "protocol error");
