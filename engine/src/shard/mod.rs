@@ -342,7 +342,10 @@ impl<H: Handler> Shard<H> {
     }
 
     /// Lends an open connection to `action`, as a handler would see it.
-    pub(crate) fn with_connection(
+    ///
+    /// # Errors
+    /// [`LocalError::Gone`] when there is no such connection, or it is not open any more.
+    pub fn with_connection(
         &mut self,
         id: ConnectionId,
         now: Timestamp,
