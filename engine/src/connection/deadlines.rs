@@ -79,3 +79,202 @@ impl Endpoint {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        connection::{OutboxFull, OutboxLimits, Output, Timeouts},
+        protocol::{Limits, OpCode, frame::append_masked_frame},
+    };
+
+    const START: Timestamp = Timestamp::from_millis(5_000_000);
+    const SETTINGS: Settings = Settings {
+        message: Limits { message_bytes_max: 1000, fragments_max: 16 },
+        header_bytes_max: 8192,
+        outbox: OutboxLimits {
+            bytes_max: 1000,
+            bytes_high: 600,
+            bytes_low: 200,
+            full: OutboxFull::DropNewest,
+        },
+        timeouts: Timeouts {
+            handshake: Duration::from_secs(10),
+            idle: Some(Duration::from_secs(100)),
+            ping_interval: Some(Duration::from_secs(25)),
+            pong: Duration::from_secs(7),
+            close: Duration::from_secs(5),
+            lifetime: Some(Duration::from_secs(1000)),
+            lifetime_jitter: Duration::ZERO,
+        },
+    };
+
+    fn seconds(seconds: u64) -> Timestamp {
+        START.after(Duration::from_secs(seconds))
+    }
+
+    struct Fixture {
+        endpoint: Endpoint,
+        settings: Settings,
+        corks: CorkPool,
+    }
+
+    impl Fixture {
+        fn open() -> Self {
+            Self::with(SETTINGS)
+        }
+
+        fn with(settings: Settings) -> Self {
+            let mut endpoint = Endpoint::new(&settings, Duration::ZERO, START);
+            endpoint.accept(b"101".to_vec(), START);
+            let mut fixture = Self { endpoint, settings, corks: CorkPool::new() };
+            assert_eq!(fixture.sent(), b"101");
+            fixture
+        }
+
+        fn deadline(&self) -> Timestamp {
+            self.endpoint.deadline(&self.settings)
+        }
+
+        /// Nothing is due a moment before the deadline. Answers what is due at it.
+        fn expire(&mut self) -> Option<Expired> {
+            let deadline = self.deadline();
+            let before = Timestamp::from_millis(deadline.as_millis() - 1);
+            assert_eq!(self.endpoint.handle_deadline(&self.settings, &mut self.corks, before), None);
+            assert_eq!(self.deadline(), deadline, "nothing happened before it");
+            self.endpoint.handle_deadline(&self.settings, &mut self.corks, deadline)
+        }
+
+        /// The bytes that the socket takes.
+        fn sent(&mut self) -> Vec<u8> {
+            let Output::Send(buffer) = self.endpoint.poll_output(&mut self.corks) else { return Vec::new() };
+            let bytes = buffer.unsent().to_vec();
+            let _ = self.endpoint.handle_sent(buffer, bytes.len(), &self.settings, &mut self.corks);
+            bytes
+        }
+
+        fn receive(&mut self, opcode: OpCode, payload: &[u8], now: Timestamp) {
+            let mut input = Vec::new();
+            append_masked_frame(&mut input, opcode, payload, [1, 2, 3, 4]);
+            let received = self.endpoint.handle_received(&mut [0; crate::buffer::HEADROOM_BYTES], now);
+            assert_eq!(received, Ok(crate::buffer::HEADROOM_BYTES));
+            let mut position = 0;
+            let endpoint = &mut self.endpoint;
+            while endpoint
+                .poll_event(&mut input, &mut position, &self.settings, &mut self.corks, now)
+                .is_some()
+            {}
+        }
+    }
+
+    #[test]
+    fn silence_is_asked_about_and_then_ends_the_connection() {
+        let mut fixture = Fixture::open();
+        assert_eq!(fixture.deadline(), seconds(25));
+        assert_eq!(fixture.expire(), None);
+        let ping = fixture.sent();
+        assert_eq!(ping[..2], [0x89, 8]);
+        assert_eq!(ping[2..], seconds(25).as_millis().to_be_bytes());
+        assert_eq!(fixture.deadline(), seconds(32));
+        assert_eq!(fixture.expire(), Some(Expired::Pong));
+        assert!(matches!(fixture.endpoint.poll_output(&mut fixture.corks), Output::Close));
+        assert_eq!(fixture.deadline(), Timestamp::NEVER);
+        let reason = fixture.endpoint.take_ended().expect("it has ended");
+        assert_eq!((reason.code, reason.initiator), (CloseCode::ABNORMAL, Initiator::Local));
+    }
+
+    #[test]
+    fn any_byte_received_puts_the_ping_off_but_only_the_pong_answers_it() {
+        let mut fixture = Fixture::open();
+        fixture.receive(OpCode::Binary, b"", seconds(20));
+        assert_eq!(fixture.deadline(), seconds(45));
+        assert_eq!(fixture.expire(), None);
+        fixture.receive(OpCode::Binary, b"not a pong", seconds(46));
+        assert_eq!(fixture.deadline(), seconds(52));
+        fixture.receive(OpCode::Pong, &seconds(45).as_millis().to_be_bytes(), seconds(47));
+        assert_eq!(fixture.deadline(), seconds(72));
+    }
+
+    #[test]
+    fn pings_keep_no_connection_from_being_idle_and_messages_do() {
+        let mut fixture = Fixture::with(Settings {
+            timeouts: Timeouts { ping_interval: None, ..SETTINGS.timeouts },
+            ..SETTINGS
+        });
+        fixture.receive(OpCode::Ping, b"", seconds(60));
+        assert_eq!(fixture.sent(), [0x8A, 0]);
+        assert_eq!(fixture.deadline(), seconds(100));
+        fixture.receive(OpCode::Text, b"", seconds(70));
+        assert_eq!(fixture.deadline(), seconds(170));
+        fixture.endpoint.note_message(seconds(80));
+        assert_eq!(fixture.deadline(), seconds(180), "a message to the peer counts as well");
+        assert_eq!(fixture.expire(), Some(Expired::Idle));
+        assert_eq!(fixture.endpoint.phase(), Phase::Closing);
+        assert_eq!(fixture.sent()[2..4], [0x03, 0xE9]);
+        assert_eq!(fixture.deadline(), seconds(185), "the close handshake has its own deadline");
+        assert_eq!(fixture.expire(), Some(Expired::Close));
+    }
+
+    #[test]
+    fn the_lifetime_ends_the_busiest_connection() {
+        let mut fixture = Fixture::open();
+        for second in (0..1000).step_by(10) {
+            fixture.receive(OpCode::Binary, b"busy", seconds(second));
+        }
+        assert_eq!(fixture.deadline(), seconds(1000));
+        assert_eq!(fixture.expire(), Some(Expired::Lifetime));
+        assert_eq!(fixture.sent()[2..4], [0x03, 0xE9]);
+    }
+
+    #[test]
+    fn the_lifetime_is_lengthened_by_its_jitter() {
+        let endpoint = Endpoint::new(&SETTINGS, Duration::from_secs(77), START);
+        assert_eq!(endpoint.expires, seconds(1077));
+    }
+
+    #[test]
+    fn without_timeouts_an_open_connection_waits_for_ever() {
+        let timeouts = Timeouts { idle: None, ping_interval: None, lifetime: None, ..SETTINGS.timeouts };
+        let mut fixture = Fixture::with(Settings { timeouts, ..SETTINGS });
+        assert_eq!(fixture.deadline(), Timestamp::NEVER);
+        let settings = fixture.settings;
+        let never = fixture.endpoint.handle_deadline(&settings, &mut fixture.corks, seconds(1 << 40));
+        assert_eq!(never, None);
+    }
+
+    #[test]
+    fn a_pause_stops_the_keepalive_but_neither_idleness_nor_lifetime() {
+        let mut fixture = Fixture::open();
+        fixture.endpoint.pause_receive(true);
+        assert_eq!(fixture.deadline(), seconds(100));
+        assert_eq!(fixture.expire(), Some(Expired::Idle));
+        assert!(!fixture.endpoint.is_paused(), "the peer's close frame is waited for");
+    }
+
+    #[test]
+    fn a_pong_that_waited_behind_a_pause_is_not_held_against_the_peer() {
+        let mut fixture = Fixture::open();
+        assert_eq!(fixture.expire(), None);
+        fixture.endpoint.pause_receive(true);
+        assert_eq!(fixture.deadline(), seconds(100));
+        // Long after the pong was due, receipt is resumed; the pong has yet to be read.
+        fixture.endpoint.pause_receive(false);
+        assert!(fixture.endpoint.take_resumed(&SETTINGS, seconds(90)));
+        assert_eq!(fixture.deadline(), seconds(97));
+        fixture.receive(OpCode::Pong, &seconds(25).as_millis().to_be_bytes(), seconds(91));
+        assert_eq!(fixture.deadline(), seconds(100));
+    }
+
+    #[test]
+    fn a_jump_of_the_clock_ends_a_connection_once() {
+        let mut fixture = Fixture::open();
+        let late = seconds(100_000);
+        let settings = fixture.settings;
+        let expired = fixture.endpoint.handle_deadline(&settings, &mut fixture.corks, late);
+        assert_eq!(expired, Some(Expired::Lifetime));
+        assert_eq!(fixture.endpoint.handle_deadline(&settings, &mut fixture.corks, late), None);
+        assert_eq!(fixture.deadline(), late.after(Duration::from_secs(5)));
+    }
+}

@@ -582,3 +582,6 @@ impl Endpoint {
 /// How much is reserved at once for a message whose header announces more than has arrived: a peer must send bytes to
 /// make this side allocate them.
 const ASSEMBLY_RESERVED_BYTES_MAX: usize = 256 * 1024;
+
+#[cfg(test)]
+mod tests;
