@@ -2,6 +2,7 @@
 
 import hashlib
 import pathlib
+import shutil
 import subprocess
 import tomllib
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ class Engine:
         command = self.command(mode, 0)
         if command is None:
             return "has no such mode here"
-        if not pathlib.Path(command[0]).exists():
+        if shutil.which(command[0]) is None:
             return "not built"
         return ""
 
