@@ -61,9 +61,9 @@ pub(super) async fn serve<H: Handler>(worker: Rc<Worker<H>>, socket: Socket, id:
             if let Some(outcome) = poll_slot(sending.as_mut(), context) {
                 task.handle_sent(outcome);
             }
-            if sending.is_none()
-                && let Some(transfer) = task.next_transfer()
-            {
+            // Asked while a send is in flight as well: a stalled one is ended by closing.
+            if let Some(transfer) = task.next_transfer() {
+                debug_assert!(sending.is_none(), "one send at a time");
                 sending.set(Some(transmit(task.socket.clone(), transfer)));
                 continue;
             }
