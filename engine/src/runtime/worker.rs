@@ -211,12 +211,14 @@ impl<H: Handler> Worker<H> {
         let shard = self.shard.borrow();
         if let Some(ring) = &self.ring {
             for hot in self.hot.borrow().iter().flatten() {
-                let last = shard.endpoint(hot.id).map(|endpoint| endpoint.last_received());
-                if last.is_some_and(|last| now.since(last) >= Duration::from_millis(QUIET_MILLIS)) {
-                    // Not found: it completes just now.
-                    if ring.cancel(hot.descriptor).is_ok() {
-                        self.counters.receives_cancelled.add(1);
-                    }
+                let is_quiet = shard.endpoint(hot.id).is_some_and(|endpoint| {
+                    // A send in flight could be hit in the receive's stead: they share the descriptor.
+                    endpoint.outbox().is_idle()
+                        && now.since(endpoint.last_received()) >= Duration::from_millis(QUIET_MILLIS)
+                });
+                // Not found: it completes just now.
+                if is_quiet && ring.cancel(hot.descriptor).is_ok() {
+                    self.counters.receives_cancelled.add(1);
                 }
             }
         }
