@@ -77,15 +77,19 @@ step_fuzz() {
         cargo install --locked --root "$tools" --version "$cargo_fuzz_version" cargo-fuzz ||
             skip "cargo-fuzz could not be installed"
     fi
-    names=$(sed -n 's/^name = "\(.*\)" # target$/\1/p' engine/fuzz/Cargo.toml)
+    names=$("$tools/bin/cargo-fuzz" fuzz list --fuzz-dir engine/fuzz)
     for name in $names; do
         corpus=$(absolute "$target/fuzz/corpus/$name")
         mkdir -p "$target/fuzz/artifacts/$name"
         # New inputs go to the first folder; the committed seeds are only read.
-        PATH=$tools/bin:$PATH rustup run nightly cargo fuzz run --fuzz-dir engine/fuzz \
+        if ! PATH=$tools/bin:$PATH rustup run nightly cargo fuzz run --fuzz-dir engine/fuzz \
             --target-dir "$target/fuzz" "$name" "$corpus" "$PWD/engine/fuzz/seeds/$name" -- \
-            -max_total_time="$fuzz_seconds" -timeout=10 -rss_limit_mb=2048 -verbosity=0 -print_final_stats=1 \
-            -artifact_prefix="$(absolute "$target/fuzz/artifacts/$name")/"
+            -max_total_time="$fuzz_seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+            -artifact_prefix="$(absolute "$target/fuzz/artifacts/$name")/" >"$logs/fuzz-$name.txt" 2>&1; then
+            tail -n 60 "$logs/fuzz-$name.txt"
+            return 1
+        fi
+        echo "$name: $(sed -n 's/^stat::number_of_executed_units: *//p' "$logs/fuzz-$name.txt") inputs"
     done
     note "$(wc -w <<<"$names") targets, $fuzz_seconds s each"
 }
@@ -213,7 +217,7 @@ for step in "${selected[@]}"; do
         printf '\n== %s\n' "$step"
         # Not in a condition: there `set -e` would be off within the step.
         set +e
-        (set -e && run_step "$step") 2>&1 | tee "$logs/$step.log"
+        (set -e; run_step "$step") 2>&1 | tee "$logs/$step.log"
         code=${PIPESTATUS[0]}
         set -e
     fi

@@ -7,27 +7,27 @@ use std::{
 
 /// One file, as a rule sees it.
 #[derive(Debug)]
-pub struct Source {
+pub(crate) struct Source {
     /// From the root of the project, with `/`.
-    pub path: String,
-    pub text: String,
+    pub(crate) path: String,
+    pub(crate) text: String,
     /// The text with comments and literals blanked; the lines are the same.
-    pub code: String,
+    pub(crate) code: String,
 }
 
 impl Source {
-    pub fn new(path: &str, text: &str) -> Self {
+    pub(crate) fn new(path: &str, text: &str) -> Self {
         let code = if path.ends_with(".rs") { blank_comments_and_literals(text) } else { text.to_owned() };
         Self { path: path.to_owned(), text: text.to_owned(), code }
     }
 
     /// The path within the engine's sources.
-    pub fn in_engine(&self) -> Option<&str> {
+    pub(crate) fn in_engine(&self) -> Option<&str> {
         self.path.strip_prefix("engine/src/")
     }
 
     /// The layer the file belongs to; `lib.rs` belongs to none.
-    pub fn layer(&self) -> Option<&str> {
+    pub(crate) fn layer(&self) -> Option<&str> {
         let path = self.in_engine()?;
         Some(path.split_once('/').map_or_else(|| path.trim_end_matches(".rs"), |(layer, _)| layer))
             .filter(|layer| *layer != "lib")
@@ -44,7 +44,7 @@ impl Source {
     }
 
     /// The code without its tests, which come last.
-    pub fn code_before_tests(&self) -> &str {
+    pub(crate) fn code_before_tests(&self) -> &str {
         let end = self.code.match_indices("#[cfg(test)]").map(|(at, _)| at).find(|at| {
             self.code[*at..].lines().nth(1).is_some_and(|line| line.trim_start().starts_with("mod "))
         });
@@ -54,7 +54,7 @@ impl Source {
 
 /// The first names of all paths from the root of the crate, with their places: `crate::x`, each of
 /// `crate::{x, y::z}`, and `super::` as often as it takes to get there.
-pub fn root_paths(source: &Source) -> Vec<(usize, String)> {
+pub(crate) fn root_paths(source: &Source) -> Vec<(usize, String)> {
     let code = source.code_before_tests();
     let climb = "super::".repeat(source.depth());
     let mut names = Vec::new();
@@ -91,22 +91,22 @@ fn first_names(group: &str) -> Vec<String> {
     items.iter().filter_map(|item| words(item).next().map(|(_, word)| word.to_owned())).collect()
 }
 
-pub fn is_word(character: char) -> bool {
+pub(crate) fn is_word(character: char) -> bool {
     character.is_alphanumeric() || character == '_'
 }
 
-pub fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
+pub(crate) fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let offset = |word: &str| word.as_ptr() as usize - text.as_ptr() as usize;
     text.split(|character| !is_word(character))
         .filter(|word| !word.is_empty())
         .map(move |word| (offset(word), word))
 }
 
-pub fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the engine lies in the project").to_owned()
 }
 
-pub fn files_below(folder: &Path) -> Vec<String> {
+pub(crate) fn files_below(folder: &Path) -> Vec<String> {
     const GENERATED: &[&str] = &[".git", "artifacts", "corpus", "node_modules", "raw", "seeds", "target"];
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).expect("a folder of the project") {

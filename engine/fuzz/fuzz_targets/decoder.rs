@@ -1,0 +1,9 @@
+//! Frames from any bytes, cut anywhere.
+
+#![no_main]
+#![allow(dead_code, unused_imports, reason = "each target runs one of the functions")]
+
+#[path = "../../tests/corpus/targets.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::decoder(data));
