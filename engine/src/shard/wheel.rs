@@ -25,13 +25,11 @@ pub struct TimerWheel {
 struct Node {
     next: u32,
     previous: u32,
-    /// The bucket this node is linked in, or `NONE`.
+    /// The bucket this node is linked in, or `NONE`. It tells when the timer is due: within one turn of the wheel.
     bucket: u32,
-    /// The tick it is due at.
-    due: u32,
 }
 
-const UNLINKED: Node = Node { next: NONE, previous: NONE, bucket: NONE, due: 0 };
+const UNLINKED: Node = Node { next: NONE, previous: NONE, bucket: NONE };
 
 impl TimerWheel {
     /// An empty wheel at `now`.
@@ -45,19 +43,19 @@ impl TimerWheel {
         if deadline == Timestamp::NEVER {
             return;
         }
-        let tick = deadline.as_millis().div_ceil(TICK_MILLIS);
-        let due = tick.clamp(self.tick + 1, self.tick + BUCKETS as u64 - 1);
+        let due = deadline.as_millis().div_ceil(TICK_MILLIS);
+        let ticks = due.saturating_sub(self.tick).clamp(1, BUCKETS as u64 - 1);
         if slot >= self.nodes.len() {
             self.nodes.resize(slot + 1, UNLINKED);
         }
-        let node = &self.nodes[slot];
-        if node.bucket != NONE {
-            if u64::from(node.due) <= due {
+        let bucket = self.nodes[slot].bucket;
+        if bucket != NONE {
+            if (u64::from(bucket) + BUCKETS as u64 - self.tick % BUCKETS as u64) % BUCKETS as u64 <= ticks {
                 return;
             }
             self.cancel(slot);
         }
-        self.link(slot, due);
+        self.link(slot, ((self.tick + ticks) % BUCKETS as u64) as u32);
     }
 
     /// Clears the timer of `slot`.
@@ -90,13 +88,12 @@ impl TimerWheel {
         self.tick = self.tick.max(target);
     }
 
-    fn link(&mut self, slot: usize, due: u64) {
-        let bucket = (due % BUCKETS as u64) as usize;
-        let next = std::mem::replace(&mut self.buckets[bucket], slot as u32);
+    fn link(&mut self, slot: usize, bucket: u32) {
+        let next = std::mem::replace(&mut self.buckets[bucket as usize], slot as u32);
         if next != NONE {
             self.nodes[next as usize].previous = slot as u32;
         }
-        self.nodes[slot] = Node { next, previous: NONE, bucket: bucket as u32, due: due as u32 };
+        self.nodes[slot] = Node { next, previous: NONE, bucket };
     }
 }
 
@@ -128,6 +125,20 @@ mod tests {
         wheel.schedule(0, Timestamp::from_millis(600));
         assert_eq!(fired(&mut wheel, 300), [0]);
         assert!(fired(&mut wheel, 1_000).is_empty());
+    }
+
+    #[test]
+    fn timers_keep_their_order_however_old_the_clock_is() {
+        for start in [0, 51_100, 1 << 32, (1 << 32) * TICK_MILLIS - 150, 1 << 60] {
+            let mut wheel = TimerWheel::new(Timestamp::from_millis(start));
+            for (slot, first, second) in [(0, 40_000, 300), (1, 300, 40_000), (2, 70_000, 50_000)] {
+                wheel.schedule(slot, Timestamp::from_millis(start + first));
+                wheel.schedule(slot, Timestamp::from_millis(start + second));
+            }
+            assert_eq!(fired(&mut wheel, start + 400), [0, 1]);
+            assert!(fired(&mut wheel, start + 49_900).is_empty());
+            assert_eq!(fired(&mut wheel, start + 50_100), [2]);
+        }
     }
 
     #[test]
