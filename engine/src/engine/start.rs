@@ -275,10 +275,9 @@ fn run_shard<H: Handler>(
         ring,
         clock,
     };
-    let _ = ready.send(Ok(()));
-    drop(ready);
+    let ready = move |opened| drop(ready.send(opened));
     runtime.block_on(async {
-        Worker::new(shard, settings).run(seat.listener, seat.mailbox).await;
+        Worker::new(shard, settings).run(seat.listener, seat.mailbox, ready).await;
         settle().await;
     });
 }

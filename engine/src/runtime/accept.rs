@@ -14,13 +14,7 @@ const BATCH_MAX: usize = 64;
 const BACK_OFF: Duration = Duration::from_millis(50);
 
 /// Accepts until the worker stops.
-pub(super) async fn accept<H: Handler>(worker: Rc<Worker<H>>, listener: Rc<Listener>) {
-    use std::os::fd::AsFd;
-    let watched = listener.as_fd().try_clone_to_owned().and_then(Socket::new);
-    let watched = match watched {
-        Ok(socket) => socket,
-        Err(error) => return tracing::error!(%error, "the listener cannot be watched"),
-    };
+pub(super) async fn accept<H: Handler>(worker: Rc<Worker<H>>, listener: Rc<Listener>, watched: Socket) {
     while !worker.stopping.get() {
         if let Err(error) = watched.clone().readable().await {
             tracing::error!(%error, "the listener is broken");

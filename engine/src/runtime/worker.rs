@@ -5,6 +5,8 @@
 
 use std::{
     cell::{Cell, RefCell},
+    io,
+    os::fd::AsFd,
     rc::{Rc, Weak},
     sync::{Arc, Mutex, PoisonError},
     task::Waker,
@@ -44,7 +46,7 @@ pub(crate) struct Mailbox {
 }
 
 impl Mailbox {
-    pub(crate) fn new() -> std::io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self { commands: Mutex::default(), event: Event::new()? })
     }
 
@@ -113,14 +115,22 @@ impl<H: Handler> Worker<H> {
         worker
     }
 
-    /// Serves until it is told to stop. Afterwards nothing is in flight.
-    pub(crate) async fn run(self: Rc<Self>, listener: Listener, mailbox: Arc<Mailbox>) {
-        let listener = Rc::new(listener);
-        let mailbox_socket = match mailbox.event.as_socket() {
-            Ok(socket) => socket,
-            Err(error) => return tracing::error!(%error, "the mailbox cannot be watched"),
+    /// Serves until it is told to stop. Afterwards nothing is in flight. `ready` hears first whether everything that takes
+    /// a descriptor could be opened.
+    pub(crate) async fn run(
+        self: Rc<Self>,
+        listener: Listener,
+        mailbox: Arc<Mailbox>,
+        ready: impl FnOnce(io::Result<()>),
+    ) {
+        let open = || Ok((mailbox.event.as_socket()?, Socket::new(listener.as_fd().try_clone_to_owned()?)?));
+        let (mailbox_socket, listener_socket) = match open() {
+            Ok(opened) => opened,
+            Err(error) => return ready(Err(error)),
         };
-        self.spawn_task(accept::accept(Rc::clone(&self), Rc::clone(&listener)));
+        ready(Ok(()));
+        let listener = Rc::new(listener);
+        self.spawn_task(accept::accept(Rc::clone(&self), Rc::clone(&listener), listener_socket));
         self.spawn_task(Rc::clone(&self).tick());
         let deadline = loop {
             if let Err(error) = mailbox_socket.clone().readable().await {
@@ -276,8 +286,7 @@ impl<H: Handler> LocalShard<H::Session> for Worker<H> {
 
 impl Event {
     /// A socket of this thread's runtime to wait for the event with.
-    fn as_socket(&self) -> std::io::Result<Socket> {
-        use std::os::fd::AsFd;
+    fn as_socket(&self) -> io::Result<Socket> {
         Socket::new(self.as_fd().try_clone_to_owned()?)
     }
 }
