@@ -10,6 +10,7 @@ matplotlib.rcParams["svg.fonttype"] = "none"
 matplotlib.rcParams["font.size"] = 10
 
 import matplotlib.pyplot as pyplot  # noqa: E402
+from matplotlib.ticker import EngFormatter  # noqa: E402
 
 import report  # noqa: E402
 
@@ -48,7 +49,9 @@ def bars(folder, table, scenario, path, label):
     colours = [colour(table, engine) for engine in engines]
     axes.barh(positions, medians, xerr=(low, high), color=colours, height=0.7, ecolor="#495057", capsize=2)
     for position, median, above in zip(positions, medians, high):
-        axes.text(median + above, position, " " + report.number(median), va="center")
+        axes.annotate(
+            report.number(median), (median + above, position), xytext=(5, 0), textcoords="offset points", va="center"
+        )
     axes.set_yticks(positions, [engine.title for engine in engines])
     axes.invert_yaxis()
     axes.set_xlim(0, max(median + above for median, above in zip(medians, high)) * 1.15)
@@ -72,6 +75,9 @@ def curves(folder, table, scenario):
         axes.plot(rates, medians(*report.LATENCY, "p50_us"), marker=".", color=tint, linestyle=":")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(EngFormatter(sep=""))
+        axis.set_minor_formatter(EngFormatter(sep=""))
     axes.set_xlabel("messages per second")
     axes.set_ylabel("latency, us (line p99, dots p50)")
     axes.set_title(scenario["title"], loc="left", fontsize=10)

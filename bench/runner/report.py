@@ -65,7 +65,7 @@ def headline(scenario, result):
         return f"p50 {latency['p50_us']:.0f} us, p99 {latency['p99_us']:.0f} us"
     if scenario["report"] == "idle":
         return f"{pick(result, IDLE):.0f} B per connection"
-    return f"{pick(result, COST):.3f} us"
+    return f"{number(pick(result, COST), 3)} us"
 
 
 def pick(record, path):

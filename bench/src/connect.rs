@@ -54,6 +54,9 @@ fn steady(options: &Connect) -> Result<Value> {
     let mut latencies = Latencies::new();
     let handshakes = run_until(&mut dialing, window.until, &mut latencies)?;
     sampler.end()?;
+    if handshakes == 0 {
+        return Err("no handshake in the measured phase".into());
+    }
     Ok(json!({
         "handshakes": handshakes,
         "handshakes_per_second": handshakes as f64 / window.until.duration_since(window.from).as_secs_f64(),

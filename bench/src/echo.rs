@@ -91,8 +91,9 @@ fn run_lane(options: &Echo, index: usize, share: Vec<(u64, Upgraded)>, window: W
     }
     exchange(&mut lane, |_, now| now >= window.from)?;
     let from = Instant::now();
+    let until = window.until_from(from);
     sampler.as_mut().map_or(Ok(()), Sampler::begin)?;
-    let messages = exchange(&mut lane, |messages, now| now >= window.until || messages >= messages_max)?;
+    let messages = exchange(&mut lane, |messages, now| now >= until || messages >= messages_max)?;
     let seconds = from.elapsed().as_secs_f64();
     sampler.as_mut().map_or(Ok(()), Sampler::end)?;
     collect_rest(&mut lane)?;

@@ -88,7 +88,7 @@ fn closed_loop(options: &Fanout, load: &mut Load) -> Result<Value> {
     let mut completion = Latencies::new();
     sampler.begin()?;
     let from = Instant::now();
-    load.publish_until(window.until, &mut completion)?;
+    load.publish_until(window.until_from(from), &mut completion)?;
     let seconds = from.elapsed().as_secs_f64();
     sampler.end()?;
     let deliveries = load.delivered - delivered_before;

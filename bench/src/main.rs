@@ -58,13 +58,14 @@ enum Scenario {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     raise_open_files_limit();
-    let results = match &arguments.scenario {
-        Scenario::Echo(options) => echo::run(options),
-        Scenario::Rate(options) => rate::run(options),
-        Scenario::Connect(options) => connect::run(options),
-        Scenario::Idle(options) => idle::run(options),
-        Scenario::Fanout(options) => fanout::run(options),
-    };
+    let results = run(&arguments.scenario).and_then(|results| {
+        // What measured nothing has verified nothing.
+        if results["messages"] == 0 {
+            Err("no message was answered in the measured phase".into())
+        } else {
+            Ok(results)
+        }
+    });
     match results {
         Ok(results) => {
             eprintln!("{}", summary(&results));
@@ -75,6 +76,16 @@ fn main() -> ExitCode {
             eprintln!("failed: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn run(scenario: &Scenario) -> Result<Value> {
+    match scenario {
+        Scenario::Echo(options) => echo::run(options),
+        Scenario::Rate(options) => rate::run(options),
+        Scenario::Connect(options) => connect::run(options),
+        Scenario::Idle(options) => idle::run(options),
+        Scenario::Fanout(options) => fanout::run(options),
     }
 }
 

@@ -101,6 +101,8 @@ impl Timing {
 }
 
 /// When a run starts and what part of it is measured.
+///
+/// A closed loop measures for the same length from whenever it got there, in case it was held up on the way.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Window {
     /// Load starts.
@@ -109,4 +111,11 @@ pub(crate) struct Window {
     pub(crate) from: Instant,
     /// Measuring and load end.
     pub(crate) until: Instant,
+}
+
+impl Window {
+    /// The end of a measured phase that begins at `from` instead.
+    pub(crate) fn until_from(&self, from: Instant) -> Instant {
+        from + self.until.duration_since(self.from)
+    }
 }
