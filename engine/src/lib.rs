@@ -30,6 +30,7 @@
 pub mod buffer;
 pub mod connection;
 mod engine;
+pub mod mesh;
 mod os;
 pub mod protocol;
 mod runtime;

@@ -1,0 +1,220 @@
+//! One shard's end of the mesh: a ring to every other shard, a ring from each of them, and the inbox.
+//!
+//! Invariants: what one shard sends to another arrives in the order it was sent; a ring never blocks: what does not fit is
+//! staged in a queue with a limit, and what does not fit there is refused; staged values leave before newer ones.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use crossbeam_queue::ArrayQueue;
+use rtrb::{Consumer, Producer, RingBuffer};
+
+/// Values in flight from one shard to another.
+const RING_CAPACITY: usize = 1024;
+/// Values that wait for room in a full ring.
+const STAGED_MAX: usize = 16 * 1024;
+/// Values that wait in an inbox.
+const INBOX_CAPACITY: usize = 16 * 1024;
+
+/// There is no room: the receiver does not keep up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// One shard's end of the mesh.
+#[derive(Debug)]
+pub struct MeshEnd<T> {
+    index: usize,
+    outbound: Vec<Outbound<T>>,
+    inbound: Vec<Inbound<T>>,
+    inbox: Arc<ArrayQueue<T>>,
+}
+
+#[derive(Debug)]
+struct Outbound<T> {
+    ring: Option<Producer<T>>,
+    staged: VecDeque<T>,
+    /// How many values have been sent, staged ones included; written here, read at the other end.
+    sent: Arc<AtomicU64>,
+    /// Something was pushed since the bell was last rung.
+    unrung: bool,
+}
+
+#[derive(Debug)]
+struct Inbound<T> {
+    ring: Option<Consumer<T>>,
+    sent: Arc<AtomicU64>,
+    received: u64,
+}
+
+/// Connects `count` shards. Each gets its end, and everybody may push to the inboxes.
+#[must_use]
+pub fn mesh<T>(count: usize) -> Vec<MeshEnd<T>> {
+    let mut ends: Vec<MeshEnd<T>> = (0..count)
+        .map(|index| MeshEnd {
+            index,
+            outbound: Vec::with_capacity(count),
+            inbound: Vec::with_capacity(count),
+            inbox: Arc::new(ArrayQueue::new(INBOX_CAPACITY)),
+        })
+        .collect();
+    for from in 0..count {
+        for to in 0..count {
+            let (producer, consumer) = match from == to {
+                true => (None, None),
+                false => {
+                    let (producer, consumer) = RingBuffer::new(RING_CAPACITY);
+                    (Some(producer), Some(consumer))
+                }
+            };
+            let sent = Arc::new(AtomicU64::new(0));
+            let outbound =
+                Outbound { ring: producer, staged: VecDeque::new(), sent: Arc::clone(&sent), unrung: false };
+            ends[from].outbound.push(outbound);
+            ends[to].inbound.push(Inbound { ring: consumer, sent, received: 0 });
+        }
+    }
+    ends
+}
+
+impl<T> MeshEnd<T> {
+    /// This shard's number.
+    #[must_use]
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// How many shards there are.
+    #[must_use]
+    pub fn shards(&self) -> usize {
+        self.outbound.len()
+    }
+
+    /// The queue through which any thread reaches this shard.
+    #[must_use]
+    pub fn inbox(&self) -> Arc<ArrayQueue<T>> {
+        Arc::clone(&self.inbox)
+    }
+
+    /// Sends a value to another shard.
+    ///
+    /// # Errors
+    /// When the ring and the queue behind it are full; the value is dropped.
+    pub fn send(&mut self, to: usize, value: T) -> Result<(), Full> {
+        let outbound = self.outbound.get_mut(to).ok_or(Full)?;
+        let Some(ring) = outbound.ring.as_mut() else { return Err(Full) };
+        if outbound.staged.len() >= STAGED_MAX {
+            return Err(Full);
+        }
+        // Counted first: who has seen this value has seen the count.
+        outbound.sent.store(outbound.sent.load(Ordering::Relaxed) + 1, Ordering::SeqCst);
+        outbound.unrung = true;
+        if !outbound.staged.is_empty() {
+            outbound.staged.push_back(value);
+        } else if let Err(rtrb::PushError::Full(value)) = ring.push(value) {
+            outbound.staged.push_back(value);
+        }
+        Ok(())
+    }
+
+    /// Moves staged values on where there is room again. Answers whether some are still staged.
+    pub fn push_staged(&mut self) -> bool {
+        let mut waiting = false;
+        for outbound in &mut self.outbound {
+            let Some(ring) = outbound.ring.as_mut().filter(|_| !outbound.staged.is_empty()) else { continue };
+            while let Some(value) = outbound.staged.pop_front() {
+                if let Err(rtrb::PushError::Full(value)) = ring.push(value) {
+                    outbound.staged.push_front(value);
+                    waiting = true;
+                    break;
+                }
+                outbound.unrung = true;
+            }
+        }
+        waiting
+    }
+
+    /// The next shard whose bell is to be rung, because something was pushed to it.
+    pub fn poll_ring(&mut self) -> Option<usize> {
+        let to = self.outbound.iter().position(|outbound| outbound.unrung)?;
+        self.outbound[to].unrung = false;
+        Some(to)
+    }
+
+    /// The next value that has arrived from shard `from`.
+    pub fn receive_from(&mut self, from: usize) -> Option<T> {
+        let inbound = self.inbound.get_mut(from)?;
+        let value = inbound.ring.as_mut()?.pop().ok()?;
+        inbound.received += 1;
+        Some(value)
+    }
+
+    /// How many values have arrived from shard `from`.
+    #[must_use]
+    pub fn received(&self, from: usize) -> u64 {
+        self.inbound.get(from).map_or(0, |inbound| inbound.received)
+    }
+
+    /// What each shard had sent to this one by now, if some of it has not arrived yet.
+    #[must_use]
+    pub fn fence(&self) -> Option<Vec<u64>> {
+        let sent: Vec<u64> = self.inbound.iter().map(|inbound| inbound.sent.load(Ordering::SeqCst)).collect();
+        let behind = sent.iter().zip(&self.inbound).any(|(sent, inbound)| *sent > inbound.received);
+        behind.then_some(sent)
+    }
+
+    /// The next value from the inbox.
+    pub fn receive_from_inbox(&mut self) -> Option<T> {
+        self.inbox.pop()
+    }
+
+    /// Nothing has arrived.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.inbox.is_empty()
+            && self.inbound.iter().all(|inbound| inbound.ring.as_ref().is_none_or(Consumer::is_empty))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_arrive_in_order_through_a_full_ring() {
+        let mut ends = mesh::<usize>(2);
+        let count = RING_CAPACITY * 3;
+        let (one, two) = ends.split_at_mut(1);
+        let (sender, receiver) = (&mut one[0], &mut two[0]);
+        for value in 0..count {
+            assert_eq!(sender.send(1, value), Ok(()));
+        }
+        let mut received = Vec::new();
+        while received.len() < count {
+            received.extend(std::iter::from_fn(|| receiver.receive_from(0)));
+            sender.push_staged();
+        }
+        assert!(received.iter().copied().eq(0..count));
+        assert_eq!((sender.poll_ring(), sender.poll_ring()), (Some(1), None));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let mut ends = mesh::<usize>(2);
+        let sent = (0..).take_while(|value| ends[0].send(1, *value).is_ok()).count();
+        assert_eq!(sent, RING_CAPACITY + STAGED_MAX);
+        assert_eq!(ends[1].fence(), Some(vec![sent as u64, 0]));
+    }
+
+    #[test]
+    fn nobody_sends_to_himself() {
+        let mut ends = mesh::<usize>(1);
+        assert_eq!(ends[0].send(0, 1), Err(Full));
+        assert_eq!(ends[0].inbox().push(7), Ok(()));
+        assert_eq!(ends[0].receive_from_inbox(), Some(7));
+    }
+}
