@@ -39,11 +39,14 @@ pub mod shard;
 pub mod simd;
 
 pub use connection::{CloseReason, Initiator, OutboxFull, SendStatus};
-pub use engine::{Config, ConfigError, Cores, Driver, Engine, EngineHandle, Error, ShardInfo};
+pub use engine::{
+    Answer, Config, ConfigError, Cores, Driver, Engine, EngineHandle, Error, HandleError, ShardInfo, Topic,
+};
 pub use protocol::{
     CloseCode,
     handshake::{HttpRequest, HttpResponse, UpgradeRequest},
 };
 pub use shard::{
-    Connection, ConnectionId, Counters, CountersSnapshot, Handler, LocalError, LocalHandle, Message, Upgrade,
+    Conflation, Connection, ConnectionId, Counters, CountersSnapshot, Gone, Handler, LocalError, LocalHandle,
+    Message, PreparedMessage, PublishStatus, SubscribeError, TopicRules, TopicSettings, Upgrade,
 };

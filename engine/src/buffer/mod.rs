@@ -9,4 +9,4 @@ mod send;
 
 pub use cork::CorkPool;
 pub use lease::{BufferClass, HEADROOM_BYTES, Lease, LeasePool};
-pub use send::{SendBuffer, SharedFrame};
+pub use send::{LocalFrame, SendBuffer, SharedFrame};

@@ -3,18 +3,36 @@
 //! Invariant: `offset <= bytes.len()`; the bytes never change while the buffer exists, so the kernel may read them while
 //! an operation is in flight.
 
-use std::sync::Arc;
+use std::{rc::Rc, sync::Arc};
 
 use monoio::buf::IoBuf;
 
 /// One encoded frame (or several in a row) that many connections send from the same memory.
 #[derive(Clone, Debug)]
-pub struct SharedFrame(Arc<[u8]>);
+pub struct SharedFrame(Arc<Vec<u8>>);
+
+/// A shared frame in the hands of one shard: its connections count their references without atomic operations.
+#[derive(Clone, Debug)]
+pub struct LocalFrame(Rc<SharedFrame>);
+
+impl LocalFrame {
+    /// Takes a frame into this thread.
+    #[must_use]
+    pub fn new(frame: SharedFrame) -> Self {
+        Self(Rc::new(frame))
+    }
+
+    /// The encoded bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
 
 impl SharedFrame {
     /// Shares encoded bytes.
     #[must_use]
-    pub fn new(bytes: impl Into<Arc<[u8]>>) -> Self {
+    pub fn new(bytes: impl Into<Arc<Vec<u8>>>) -> Self {
         Self(bytes.into())
     }
 
@@ -30,12 +48,14 @@ impl SharedFrame {
 pub struct SendBuffer {
     bytes: Bytes,
     offset: usize,
+    /// A part has left: the rest must follow.
+    torn: bool,
 }
 
 #[derive(Debug)]
 enum Bytes {
     Owned(Vec<u8>),
-    Shared(SharedFrame),
+    Shared(LocalFrame),
 }
 
 impl SendBuffer {
@@ -46,13 +66,13 @@ impl SendBuffer {
     #[must_use]
     pub fn owned(bytes: Vec<u8>, offset: usize) -> Self {
         assert!(offset <= bytes.len(), "offset beyond the end");
-        Self { bytes: Bytes::Owned(bytes), offset }
+        Self { bytes: Bytes::Owned(bytes), offset, torn: false }
     }
 
     /// Sends a frame that others send as well.
     #[must_use]
-    pub fn shared(frame: SharedFrame) -> Self {
-        Self { bytes: Bytes::Shared(frame), offset: 0 }
+    pub fn shared(frame: LocalFrame) -> Self {
+        Self { bytes: Bytes::Shared(frame), offset: 0, torn: false }
     }
 
     /// What is still to be sent.
@@ -80,18 +100,29 @@ impl SendBuffer {
     /// A part of this buffer has left already.
     #[must_use]
     pub fn is_torn(&self) -> bool {
-        self.offset != 0
+        self.torn
     }
 
     /// `bytes` more have been sent.
     pub fn advance(&mut self, bytes: usize) {
+        self.torn |= bytes > 0;
+        self.skip(bytes);
+    }
+
+    /// A part of what stands in front has left already, in another buffer.
+    pub fn mark_torn(&mut self) {
+        self.torn = true;
+    }
+
+    /// The first `bytes` are not to be sent after all.
+    pub fn skip(&mut self, bytes: usize) {
         self.offset += bytes.min(self.len());
     }
 
     /// Room at the end for more frames, when this buffer is owned and untouched by a send.
     pub fn cork(&mut self) -> Option<&mut Vec<u8>> {
         match &mut self.bytes {
-            Bytes::Owned(bytes) if self.offset == 0 => Some(bytes),
+            Bytes::Owned(bytes) if self.offset == 0 && !self.torn => Some(bytes),
             _ => None,
         }
     }
@@ -135,7 +166,7 @@ mod tests {
 
     #[test]
     fn shared_frames_are_one_memory() {
-        let frame = SharedFrame::new(vec![1, 2, 3]);
+        let frame = LocalFrame::new(SharedFrame::new(vec![1, 2, 3]));
         let (one, two) = (SendBuffer::shared(frame.clone()), SendBuffer::shared(frame));
         assert_eq!(one.read_ptr(), two.read_ptr());
         assert!(one.into_owned().is_none());

@@ -6,9 +6,9 @@
 
 use std::ops::Range;
 
-use super::{CloseReason, Initiator, Outbox, OutboxFull, SendStatus, Settings, Timestamp};
+use super::{CloseReason, ConflationKey, Dropped, Full, Initiator, Outbox, SendStatus, Settings, Timestamp};
 use crate::{
-    buffer::{CorkPool, HEADROOM_BYTES, SendBuffer, SharedFrame},
+    buffer::{CorkPool, HEADROOM_BYTES, LocalFrame, SendBuffer},
     protocol::{
         CloseCode, Decoder, Item, MessageKind, OpCode, ProtocolError, Role, append_close_frame,
         frame::{HEADER_BYTES_MAX, frame_bytes},
@@ -57,6 +57,15 @@ pub enum Event {
     Closed(Option<ProtocolError>),
 }
 
+/// What has become of frames that were given to several connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SharedStatus {
+    /// Queued, or dropped because the connection is closing.
+    Queued(SendStatus),
+    /// They took the place of older ones with the same key.
+    Replaced,
+}
+
 /// What the transport is to do next.
 #[derive(Debug)]
 pub enum Output {
@@ -86,6 +95,7 @@ pub struct Endpoint {
     partial: Option<Box<Partial>>,
     pub(super) outbox: Outbox,
     ended: Option<Box<CloseReason>>,
+    dropped_messages: u64,
     pub(super) last_received: Timestamp,
     pub(super) last_message: Timestamp,
     /// Of the handshake, the pong or the close handshake, whichever the phase awaits.
@@ -125,6 +135,7 @@ impl Endpoint {
             partial: None,
             outbox: Outbox::default(),
             ended: None,
+            dropped_messages: 0,
             last_received: now,
             last_message: now,
             awaited_until: now.after(settings.timeouts.handshake),
@@ -296,25 +307,37 @@ impl Endpoint {
         payload: &[u8],
         settings: &Settings,
         corks: &mut CorkPool,
-    ) -> Result<SendStatus, OutboxFull> {
+    ) -> Result<SendStatus, Full> {
         if !self.is_open() {
             return Ok(SendStatus::Dropped);
         }
-        let limits = &settings.outbox;
-        self.outbox.push_data(opcode, payload, limits, corks).map_err(|_| limits.full)
+        self.outbox.push_data(opcode, payload, &settings.outbox, corks)
     }
 
-    /// Queues a frame that others send as well.
+    /// Queues frames that others send as well. With a `key`, and while the outbox is congested, they replace what was
+    /// queued with the same key.
     pub fn send_shared(
         &mut self,
-        frame: &SharedFrame,
+        frame: &LocalFrame,
+        key: Option<ConflationKey>,
         settings: &Settings,
-    ) -> Result<SendStatus, OutboxFull> {
+    ) -> Result<SharedStatus, Full> {
         if !self.is_open() {
-            return Ok(SendStatus::Dropped);
+            return Ok(SharedStatus::Queued(SendStatus::Dropped));
         }
         let limits = &settings.outbox;
-        self.outbox.push_shared(frame, limits).map_err(|_| limits.full)
+        if let Some(key) = key
+            && self.outbox.is_congested()
+            && self.outbox.replace(frame, key, limits)
+        {
+            return Ok(SharedStatus::Replaced);
+        }
+        self.outbox.push_shared(frame, key, limits).map(SharedStatus::Queued)
+    }
+
+    /// Drops the oldest messages that have not begun to leave until there is room for `bytes` more, if that can be.
+    pub fn make_room(&mut self, bytes: usize, settings: &Settings) -> Dropped {
+        self.outbox.make_room(bytes, &settings.outbox)
     }
 
     /// Accounts for a message that will be sent from the memory where it lies, if nothing is in its way.
@@ -389,8 +412,8 @@ impl Endpoint {
         settings: &Settings,
         corks: &mut CorkPool,
         now: Timestamp,
-    ) -> (u64, usize) {
-        let dropped = self.outbox.drop_unsent(corks);
+    ) -> Dropped {
+        let dropped = self.outbox.drop_unsent();
         self.close(code, "outbox full", settings, corks, now);
         dropped
     }
@@ -481,6 +504,17 @@ impl Endpoint {
             self.awaited_until = now.after(settings.timeouts.pong);
         }
         resumed
+    }
+
+    /// Messages for this connection were dropped.
+    pub fn note_dropped(&mut self, messages: u64) {
+        self.dropped_messages += messages;
+    }
+
+    /// How many messages for this connection were dropped.
+    #[must_use]
+    pub fn dropped_messages(&self) -> u64 {
+        self.dropped_messages
     }
 
     /// The handler does not receive at the moment.

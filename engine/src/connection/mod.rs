@@ -7,6 +7,7 @@
 
 mod close;
 mod deadlines;
+mod drops;
 mod endpoint;
 mod outbox;
 mod settings;
@@ -14,7 +15,8 @@ mod time;
 
 pub use close::{CloseReason, Initiator};
 pub use deadlines::Expired;
-pub use endpoint::{Endpoint, Event, Output, Phase, Place};
-pub use outbox::{Outbox, SendStatus};
+pub use drops::Dropped;
+pub use endpoint::{Endpoint, Event, Output, Phase, Place, SharedStatus};
+pub use outbox::{ConflationKey, Full, Outbox, SendStatus};
 pub use settings::{OutboxFull, OutboxLimits, Settings, Timeouts};
 pub use time::Timestamp;

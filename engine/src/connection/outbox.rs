@@ -2,16 +2,19 @@
 //!
 //! Invariants: `bytes` is what the socket has not taken yet, the buffer in flight included; data frames never raise it
 //! above `bytes_max`; control frames are exempt from that limit and bounded by `CONTROL_BYTES_MAX` beyond it; at most one
-//! buffer is in flight; a frame whose first byte has left is never dropped or torn apart; a queued buffer that is not torn
-//! consists of whole frames; nothing follows a close frame.
+//! buffer is in flight; a frame whose first byte has left is never dropped or torn apart; a queued buffer of frames that is
+//! not torn consists of whole frames; nothing follows a close frame.
 
 use std::collections::VecDeque;
 
-use super::{OutboxFull, OutboxLimits};
+use super::{
+    OutboxLimits,
+    drops::{self, Dropped},
+};
 use crate::{
-    buffer::{CorkPool, SendBuffer, SharedFrame},
+    buffer::{CorkPool, LocalFrame, SendBuffer},
     protocol::{
-        FrameHeader, OpCode,
+        OpCode,
         frame::{CONTROL_PAYLOAD_BYTES_MAX, append_frame, frame_bytes},
     },
 };
@@ -28,6 +31,15 @@ pub enum SendStatus {
     Dropped,
 }
 
+/// What a newer publication replaces an older one by: the topic and the publisher's key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConflationKey {
+    /// The topic's number in its shard.
+    pub topic: u32,
+    /// The key within the topic.
+    pub key: u64,
+}
+
 /// Data frames up to this size are copied into a cork buffer; larger ones get a buffer of their own.
 const CORKED_PAYLOAD_BYTES_MAX: usize = 8 * 1024;
 /// Queued buffers are joined into one send up to this size.
@@ -40,7 +52,7 @@ const CLOSE_BYTES_MAX: usize = frame_bytes(CONTROL_PAYLOAD_BYTES_MAX);
 /// What waits to be sent to one peer.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    queue: VecDeque<SendBuffer>,
+    queue: VecDeque<Entry>,
     bytes: usize,
     /// The newest ping answer that found no room (RFC 6455 section 5.5.3 allows to skip the older ones).
     pending_pong: Option<Box<[u8]>>,
@@ -49,15 +61,38 @@ pub struct Outbox {
     congested: bool,
 }
 
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) buffer: SendBuffer,
+    pub(super) content: Content,
+}
+
+/// What an entry holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    /// The answer to the upgrade request: no frames.
+    Response,
+    /// Frames of this connection's own, control frames among them.
+    Frames,
+    /// Data frames that others send as well.
+    Publication(Option<ConflationKey>),
+}
+
 /// The outbox had no room for a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Full;
+pub struct Full;
 
 impl Outbox {
     /// Bytes of encoded frames that the socket has not taken yet.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The high mark was passed, and the low mark has not been reached since.
+    #[must_use]
+    pub fn is_congested(&self) -> bool {
+        self.congested
     }
 
     /// Nothing waits and nothing is in flight.
@@ -69,11 +104,11 @@ impl Outbox {
     /// Something could be sent now.
     #[must_use]
     pub fn has_output(&self) -> bool {
-        !self.in_flight && (!self.queue.is_empty() || self.pending_pong.is_some())
+        !self.in_flight && !(self.queue.is_empty() && self.pending_pong.is_none())
     }
 
     /// Accounts for a data frame of `bytes` that the caller sends past the queue; the caller has seen that it
-    /// [is idle](Self::is_idle) and reports with [`sent`](Self::sent).
+    /// [is idle](Self::is_idle) and reports with [`sent_directly`](Self::sent_directly).
     pub(super) fn reserve(&mut self, bytes: usize, limits: &OutboxLimits) -> Result<SendStatus, Full> {
         if self.bytes.saturating_add(bytes) > limits.bytes_max {
             return Err(Full);
@@ -100,23 +135,37 @@ impl Outbox {
         Ok(status)
     }
 
-    /// Queues a frame that others send from the same memory.
+    /// Queues frames that others send from the same memory.
     pub(super) fn push_shared(
         &mut self,
-        frame: &SharedFrame,
+        frame: &LocalFrame,
+        key: Option<ConflationKey>,
         limits: &OutboxLimits,
     ) -> Result<SendStatus, Full> {
         let status = self.reserve(frame.bytes().len(), limits)?;
-        self.queue.push_back(SendBuffer::shared(frame.clone()));
+        let buffer = SendBuffer::shared(frame.clone());
+        self.queue.push_back(Entry { buffer, content: Content::Publication(key) });
         Ok(status)
     }
 
+    /// Puts `frame` in the place of the queued one with the same key, if there is one and the limit allows it.
+    pub(super) fn replace(&mut self, frame: &LocalFrame, key: ConflationKey, limits: &OutboxLimits) -> bool {
+        let same =
+            |entry: &&mut Entry| entry.content == Content::Publication(Some(key)) && !entry.buffer.is_torn();
+        let Some(entry) = self.queue.iter_mut().rev().find(same) else { return false };
+        let bytes = self.bytes - entry.buffer.len() + frame.bytes().len();
+        if bytes > limits.bytes_max {
+            return false;
+        }
+        entry.buffer = SendBuffer::shared(frame.clone());
+        self.bytes = bytes;
+        true
+    }
+
     /// Queues bytes that are no frame: the answer to the upgrade request.
-    pub(super) fn push_response(&mut self, mut response: Vec<u8>) {
+    pub(super) fn push_response(&mut self, response: Vec<u8>) {
         self.bytes += response.len();
-        // As if a first byte had left: the answer is never dropped.
-        response.insert(0, 0);
-        self.queue.push_back(SendBuffer::owned(response, 1));
+        self.queue.push_back(Entry { buffer: SendBuffer::owned(response, 0), content: Content::Response });
     }
 
     /// Queues the close frame, behind which nothing more is queued.
@@ -142,21 +191,24 @@ impl Outbox {
         }
     }
 
-    /// Drops what has not begun to leave; answers how many messages and bytes went.
-    pub(super) fn drop_unsent(&mut self, corks: &mut CorkPool) -> (u64, usize) {
-        let mut dropped = (0, 0);
-        let torn =
-            if self.queue.front().is_some_and(SendBuffer::is_torn) { self.queue.pop_front() } else { None };
-        for buffer in self.queue.drain(..) {
-            dropped.0 += count_messages(buffer.unsent());
-            dropped.1 += buffer.len();
-            if let Some(memory) = buffer.into_owned() {
-                corks.give(memory);
-            }
-        }
-        self.queue.extend(torn);
+    /// Drops every data frame that has not begun to leave.
+    pub(super) fn drop_unsent(&mut self) -> Dropped {
+        let dropped = drops::drop_oldest(&mut self.queue, usize::MAX);
         self.pending_pong = None;
-        self.bytes -= dropped.1;
+        self.bytes -= dropped.bytes;
+        dropped
+    }
+
+    /// Drops the oldest data frames that have not begun to leave until there is room for `bytes`, or none is left.
+    pub(super) fn make_room(&mut self, bytes: usize, limits: &OutboxLimits) -> Dropped {
+        let excess = self.bytes.saturating_add(bytes).saturating_sub(limits.bytes_max);
+        let dropped = if bytes > limits.bytes_max {
+            // It will not fit anyhow.
+            Dropped::default()
+        } else {
+            drops::drop_oldest(&mut self.queue, excess)
+        };
+        self.bytes -= dropped.bytes;
         dropped
     }
 
@@ -169,9 +221,9 @@ impl Outbox {
             let payload = self.pending_pong.take()?;
             self.push_control(OpCode::Pong, &payload, corks);
         }
-        let mut front = self.queue.pop_front()?;
+        let mut front = self.queue.pop_front()?.buffer;
         if let Some(next) = self.queue.front()
-            && front.len() + next.len() <= COALESCED_BYTES_MAX
+            && front.len() + next.buffer.len() <= COALESCED_BYTES_MAX
         {
             front = self.coalesce(front, corks);
         }
@@ -191,7 +243,7 @@ impl Outbox {
         self.in_flight = false;
         buffer.advance(bytes);
         if !buffer.is_empty() {
-            self.queue.push_front(buffer);
+            self.queue.push_front(Entry { buffer, content: Content::Frames });
         } else if let Some(memory) = buffer.into_owned() {
             corks.give(memory);
         }
@@ -205,11 +257,11 @@ impl Outbox {
     /// `bytes` left that had been [reserved](Self::reserve); `rest` is what the socket did not take.
     pub(super) fn sent_directly(&mut self, bytes: usize, rest: &[u8], limits: &OutboxLimits) -> bool {
         if !rest.is_empty() {
-            // The frame's beginning has left: `advance` past a first byte marks the rest as torn.
-            let mut memory = Vec::with_capacity(1 + rest.len());
-            memory.push(0);
-            memory.extend_from_slice(rest);
-            self.queue.push_front(SendBuffer::owned(memory, 1));
+            let mut buffer = SendBuffer::owned(rest.to_vec(), 0);
+            if bytes > 0 {
+                buffer.mark_torn();
+            }
+            self.queue.push_front(Entry { buffer, content: Content::Frames });
         }
         self.reached_low_mark(bytes, limits)
     }
@@ -241,7 +293,8 @@ impl Outbox {
     }
 
     fn write_frame(&mut self, opcode: OpCode, payload: &[u8], bytes: usize, corks: &mut CorkPool) {
-        if let Some(cork) = self.queue.back_mut().and_then(SendBuffer::cork)
+        if let Some(entry) = self.queue.back_mut().filter(|entry| entry.content == Content::Frames)
+            && let Some(cork) = entry.buffer.cork()
             && cork.len() + bytes <= COALESCED_BYTES_MAX
         {
             append_frame(cork, opcode, payload);
@@ -253,59 +306,47 @@ impl Outbox {
             Vec::with_capacity(bytes)
         };
         append_frame(&mut cork, opcode, payload);
-        self.queue.push_back(SendBuffer::owned(cork, 0));
+        self.queue.push_back(Entry { buffer: SendBuffer::owned(cork, 0), content: Content::Frames });
     }
 
     fn coalesce(&mut self, mut front: SendBuffer, corks: &mut CorkPool) -> SendBuffer {
-        // A torn front stays torn: its place in front of the unsent bytes is held by one that has left.
-        let offset = usize::from(front.is_torn());
+        let torn = front.is_torn();
         let mut joined = match front.cork() {
             Some(cork) => std::mem::take(cork),
             None => {
                 let mut cork = corks.take(COALESCED_BYTES_MAX);
-                cork.resize(offset, 0);
                 cork.extend_from_slice(front.unsent());
+                if let Some(memory) = front.into_owned() {
+                    corks.give(memory);
+                }
                 cork
             }
         };
-        if let Some(memory) = front.into_owned() {
-            corks.give(memory);
-        }
         while let Some(next) = self.queue.front()
-            && joined.len() - offset + next.len() <= COALESCED_BYTES_MAX
+            && joined.len() + next.buffer.len() <= COALESCED_BYTES_MAX
             && let Some(next) = self.queue.pop_front()
         {
-            joined.extend_from_slice(next.unsent());
-            if let Some(memory) = next.into_owned() {
+            joined.extend_from_slice(next.buffer.unsent());
+            if let Some(memory) = next.buffer.into_owned() {
                 corks.give(memory);
             }
         }
-        SendBuffer::owned(joined, offset)
-    }
-}
-
-/// How many data frames there are in `bytes`, which are whole frames.
-fn count_messages(mut bytes: &[u8]) -> u64 {
-    let mut messages = 0;
-    while let Ok(Some((header, header_bytes))) = FrameHeader::decode(bytes) {
-        messages += u64::from(!header.opcode.is_control());
-        bytes = bytes.get(header_bytes + header.payload_bytes as usize..).unwrap_or_default();
-    }
-    messages
-}
-
-impl OutboxFull {
-    /// Whether a full outbox ends the connection.
-    #[must_use]
-    pub fn closes(self) -> bool {
-        matches!(self, Self::Close(_))
+        let mut joined = SendBuffer::owned(joined, 0);
+        if torn {
+            joined.mark_torn();
+        }
+        joined
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{CloseCode, Decoder, Item, Limits, Role};
+    use crate::{
+        buffer::SharedFrame,
+        connection::OutboxFull,
+        protocol::{CloseCode, Decoder, Item, Limits, Role},
+    };
 
     const LIMITS: OutboxLimits = OutboxLimits {
         bytes_max: 1000,
@@ -376,7 +417,8 @@ mod tests {
         }
 
         fn drop_unsent(&mut self) -> (u64, usize) {
-            self.outbox.drop_unsent(&mut self.corks)
+            let dropped = self.outbox.drop_unsent();
+            (dropped.messages, dropped.bytes)
         }
 
         /// What the peer makes of the bytes it has received: opcodes and payloads.
@@ -424,8 +466,8 @@ mod tests {
         let mut fixture = Fixture::new(LIMITS);
         assert_eq!(fixture.push(&[0; 2000]), Err(Full));
         assert_eq!(fixture.outbox.bytes(), 0);
-        let shared = SharedFrame::new(vec![0; 1001]);
-        assert_eq!(fixture.outbox.push_shared(&shared, &LIMITS), Err(Full));
+        let shared = LocalFrame::new(SharedFrame::new(vec![0; 1001]));
+        assert_eq!(fixture.outbox.push_shared(&shared, None, &LIMITS), Err(Full));
         assert_eq!(fixture.outbox.reserve(1001, &LIMITS), Err(Full));
         assert_eq!(fixture.outbox.reserve(usize::MAX, &LIMITS), Err(Full));
         assert!(fixture.outbox.is_idle());
@@ -487,11 +529,11 @@ mod tests {
     #[test]
     fn shared_frames_keep_their_place_among_others() {
         let mut fixture = Fixture::roomy();
-        let shared = SharedFrame::new(*b"\x82\x03two");
+        let shared = LocalFrame::new(SharedFrame::new(b"\x82\x03two".to_vec()));
         assert_eq!(fixture.push(b"one"), Ok(SendStatus::Sent));
-        assert_eq!(fixture.outbox.push_shared(&shared, &fixture.limits), Ok(SendStatus::Sent));
+        assert_eq!(fixture.outbox.push_shared(&shared, None, &fixture.limits), Ok(SendStatus::Sent));
         assert_eq!(fixture.push(b"three"), Ok(SendStatus::Sent));
-        assert_eq!(fixture.outbox.push_shared(&shared, &fixture.limits), Ok(SendStatus::Sent));
+        assert_eq!(fixture.outbox.push_shared(&shared, None, &fixture.limits), Ok(SendStatus::Sent));
         fixture.send_all();
         assert_eq!(fixture.payloads(), [&b"one"[..], b"two", b"three", b"two"]);
         assert_eq!(shared.bytes(), b"\x82\x03two", "shared bytes never change");
@@ -571,11 +613,12 @@ mod tests {
             assert_eq!(fixture.push(&vec![0; size]), Ok(SendStatus::Sent));
             fixture.pong(b"pong");
         }
-        let shared = SharedFrame::new(*b"\x81\x02hi");
-        assert_eq!(fixture.outbox.push_shared(&shared, &fixture.limits), Ok(SendStatus::Sent));
+        let shared = LocalFrame::new(SharedFrame::new(b"\x81\x02hi".to_vec()));
+        assert_eq!(fixture.outbox.push_shared(&shared, None, &fixture.limits), Ok(SendStatus::Sent));
         let bytes = fixture.outbox.bytes();
-        assert_eq!(fixture.drop_unsent(), (7, bytes));
-        assert!(fixture.outbox.is_idle());
+        let pongs = 6 * frame_bytes(4);
+        assert_eq!(fixture.drop_unsent(), (7, bytes - pongs));
+        assert_eq!(fixture.outbox.bytes(), pongs);
     }
 
     #[test]
@@ -654,9 +697,9 @@ mod tests {
             assert!(!fixture.outbox.sent_directly(sent, &frame[sent..], &LIMITS));
             assert_eq!(fixture.outbox.bytes(), 6 - sent + 8);
             let (dropped, _) = fixture.drop_unsent();
-            assert_eq!(dropped, 1, "only what stands behind the frame");
+            assert_eq!(dropped, if sent == 0 { 2 } else { 1 }, "what has begun to leave stays");
             fixture.send_all();
-            assert_eq!(fixture.payloads(), [b"here"]);
+            assert_eq!(fixture.payloads(), if sent == 0 { vec![] } else { vec![b"here"] });
         }
     }
 

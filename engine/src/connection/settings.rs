@@ -12,6 +12,8 @@ pub enum OutboxFull {
     Close(CloseCode),
     /// Drop the new message and count it; the connection stays open.
     DropNewest,
+    /// Drop the oldest messages that have not begun to leave, until the new one fits, and count them.
+    DropOldest,
 }
 
 /// The limits of an outbox, in bytes of encoded frames that the socket has not taken yet.

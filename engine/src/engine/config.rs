@@ -6,6 +6,7 @@ use super::{Cores, Driver};
 use crate::{
     connection::{OutboxFull, OutboxLimits, Settings, Timeouts},
     protocol::{CloseCode, Limits},
+    shard::{TopicLimits, TopicRules},
 };
 
 /// Everything about an engine that can be chosen. Every limit is on by default.
@@ -44,6 +45,12 @@ pub struct Config {
     pub outbox_bytes_low: usize,
     /// What happens to a message for which there is no room. Default: the connection is closed with 1013.
     pub outbox_full: OutboxFull,
+    /// How each topic treats its subscribers. Default: [`TopicSettings::default`](crate::TopicSettings) for all.
+    pub topic_rules: TopicRules,
+    /// The longest name of a topic, in bytes. Default: 256.
+    pub topic_name_bytes_max: usize,
+    /// Subscriptions per connection. Default: 1024.
+    pub topics_per_connection_max: usize,
     /// Memory for receive buffers per shard, in bytes. At the cap connections receive by readiness, without a
     /// buffer of their own. Default: 64 MiB.
     pub buffer_bytes_max: usize,
@@ -116,6 +123,9 @@ impl Config {
             outbox_bytes_high: 256 * 1024,
             outbox_bytes_low: 64 * 1024,
             outbox_full: OutboxFull::Close(CloseCode::TRY_AGAIN_LATER),
+            topic_rules: TopicRules::default(),
+            topic_name_bytes_max: 256,
+            topics_per_connection_max: 1024,
             buffer_bytes_max: 64 * 1024 * 1024,
             buffers_preallocated: 256,
             handshake_timeout: Duration::from_secs(10),
@@ -169,6 +179,10 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    pub(super) fn topic_limits(&self) -> TopicLimits {
+        TopicLimits { name_bytes_max: self.topic_name_bytes_max, topics_max: self.topics_per_connection_max }
     }
 
     pub(super) fn settings(&self) -> Settings {

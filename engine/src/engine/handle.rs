@@ -1,21 +1,85 @@
-//! The handle: what any thread may ask of a running engine.
+//! The handle: what any thread may ask of a running engine, without ever blocking.
 
-use std::{fmt, sync::Arc, time::Duration};
-
-use crate::{
-    runtime::{Command, Mailbox},
-    shard::{Counters, CountersSnapshot},
+use std::{
+    any::Any,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
 };
 
-/// A way to a running engine from any thread. Cheap to clone.
+use crate::{
+    connection::SendStatus,
+    protocol::CloseCode,
+    runtime::{Command, Mailbox},
+    shard::{
+        ConnectionId, Counters, CountersSnapshot, Envelope, Gone, Handler, Inbox, Message, PreparedMessage,
+        Publication, TopicInterest, TopicRegistry,
+    },
+};
+
+/// A way to a running engine from any thread or runtime. Cheap to clone.
 #[derive(Clone)]
 pub struct EngineHandle {
     pub(super) shards: Arc<[ShardHandle]>,
+    pub(super) registry: Arc<TopicRegistry>,
 }
 
 pub(super) struct ShardHandle {
     pub(super) mailbox: Arc<Mailbox>,
+    pub(super) inbox: Inbox,
     pub(super) counters: Arc<Counters>,
+}
+
+/// An engine did not take what a handle gave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HandleError {
+    /// The connection has ended.
+    #[error("the connection is gone")]
+    Gone,
+    /// The shard's inbox is full: it does not keep up. Try later, or publish less.
+    #[error("the inbox of shard {shard} is full: try later")]
+    InboxFull {
+        /// The shard.
+        shard: usize,
+    },
+    /// The engine has stopped, or the shard's handler is of another type than the one named.
+    #[error("no answer: the engine has stopped, or the handler is of another type")]
+    NoAnswer,
+}
+
+/// The answer to a request, on its way from a shard: a future on any runtime, or [`wait`](Self::wait).
+#[derive(Debug)]
+#[must_use = "the request is under way; its answer is here"]
+pub struct Answer<T>(oneshot::Receiver<T>);
+
+impl<T> Answer<T> {
+    /// Blocks this thread until the answer is there. Never on a shard's own thread.
+    ///
+    /// # Errors
+    /// [`HandleError::NoAnswer`] when the engine stops first.
+    pub fn wait(self) -> Result<T, HandleError> {
+        self.0.recv().map_err(|_| HandleError::NoAnswer)
+    }
+}
+
+impl<T> Future for Answer<T> {
+    type Output = Result<T, HandleError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context).map_err(|_| HandleError::NoAnswer)
+    }
+}
+
+/// A topic looked up once, for publishing to it often from outside the shards.
+///
+/// As long as it lives, the topic stays known.
+pub struct Topic {
+    handle: EngineHandle,
+    interest: Arc<TopicInterest>,
 }
 
 impl EngineHandle {
@@ -25,6 +89,99 @@ impl EngineHandle {
         for shard in self.shards.iter() {
             shard.mailbox.post(Command::Stop { deadline });
         }
+    }
+
+    /// Publishes a message to all subscribers of a topic. Never blocks.
+    ///
+    /// Publications of one thread to one topic arrive in their order; between threads there is none.
+    ///
+    /// # Errors
+    /// [`HandleError::InboxFull`] when a shard with subscribers did not take it; the others did.
+    pub fn publish<'m>(&self, topic: &str, message: impl Into<Message<'m>>) -> Result<(), HandleError> {
+        match self.registry.find(topic) {
+            Some(interest) => self.publish_to(&interest, message.into(), 0),
+            None => Ok(()),
+        }
+    }
+
+    /// Looks a topic up, to publish to it often.
+    #[must_use]
+    pub fn topic(&self, name: &str) -> Topic {
+        Topic { handle: self.clone(), interest: self.registry.intern(name) }
+    }
+
+    /// How many subscribers a topic has on all shards.
+    #[must_use]
+    pub fn subscribers(&self, topic: &str) -> usize {
+        self.registry.find(topic).map_or(0, |interest| interest.subscribers())
+    }
+
+    /// Sends a message to one connection.
+    ///
+    /// # Errors
+    /// When the shard does not take it. The answer says what became of it on the shard, and recognises a stale id.
+    pub fn send<'m>(
+        &self,
+        id: ConnectionId,
+        message: impl Into<Message<'m>>,
+    ) -> Result<Answer<Result<SendStatus, Gone>>, HandleError> {
+        self.send_prepared(id, PreparedMessage::new(message))
+    }
+
+    /// Sends a message that was encoded before to one connection.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn send_prepared(
+        &self,
+        id: ConnectionId,
+        message: PreparedMessage,
+    ) -> Result<Answer<Result<SendStatus, Gone>>, HandleError> {
+        let (reply, answer) = oneshot::channel();
+        self.post(id.shard(), Envelope::Send { id, frame: message.into_frame(), reply: Some(reply) })?;
+        Ok(Answer(answer))
+    }
+
+    /// Begins to close one connection.
+    ///
+    /// # Errors
+    /// When the shard does not take the request. The answer recognises a stale id.
+    pub fn close(
+        &self,
+        id: ConnectionId,
+        code: CloseCode,
+        reason: &str,
+    ) -> Result<Answer<Result<(), Gone>>, HandleError> {
+        let (reply, answer) = oneshot::channel();
+        self.post(id.shard(), Envelope::Close { id, code, reason: reason.into(), reply: Some(reply) })?;
+        Ok(Answer(answer))
+    }
+
+    /// Runs a closure with the handler of a shard, on its thread.
+    ///
+    /// # Errors
+    /// When the shard does not take the request. The answer is [`HandleError::NoAnswer`] when `H` is not the handler's
+    /// type, or the closure panics.
+    pub fn run_on<H: Handler, R: Send + 'static>(
+        &self,
+        shard: usize,
+        action: impl FnOnce(&mut H) -> R + Send + 'static,
+    ) -> Result<Answer<R>, HandleError> {
+        let (reply, answer) = oneshot::channel();
+        let run = move |handler: &mut dyn Any| {
+            if let Some(handler) = handler.downcast_mut::<H>() {
+                // Nobody may be waiting.
+                let _ = reply.send(action(handler));
+            }
+        };
+        self.post(shard, Envelope::Run(Box::new(run)))?;
+        Ok(Answer(answer))
+    }
+
+    /// How many shards there are.
+    #[must_use]
+    pub fn shards(&self) -> usize {
+        self.shards.len()
     }
 
     /// The counts of all shards together.
@@ -41,6 +198,68 @@ impl EngineHandle {
     #[must_use]
     pub fn counters_by_shard(&self) -> Vec<CountersSnapshot> {
         self.shards.iter().map(|shard| shard.counters.snapshot()).collect()
+    }
+
+    fn publish_to(
+        &self,
+        interest: &Arc<TopicInterest>,
+        message: Message<'_>,
+        key: u64,
+    ) -> Result<(), HandleError> {
+        if interest.subscribers() == 0 {
+            return Ok(());
+        }
+        let publication = Publication::foreign(interest, message, key);
+        let mut result = Ok(());
+        for shard in (0..self.shards.len()).filter(|shard| interest.interests(*shard)) {
+            if let Err(error) = self.post(shard, Envelope::Publish(publication.clone())) {
+                result = Err(error);
+            }
+        }
+        result
+    }
+
+    fn post(&self, shard: usize, envelope: Envelope) -> Result<(), HandleError> {
+        let handle = self.shards.get(shard).ok_or(HandleError::Gone)?;
+        handle.inbox.push(envelope).map_err(|_| HandleError::InboxFull { shard })?;
+        handle.mailbox.ring();
+        Ok(())
+    }
+}
+
+impl Topic {
+    /// The topic's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.interest.name()
+    }
+
+    /// How many subscribers it has on all shards.
+    #[must_use]
+    pub fn subscribers(&self) -> usize {
+        self.interest.subscribers()
+    }
+
+    /// Publishes a message, like [`EngineHandle::publish`] but without looking the name up.
+    ///
+    /// # Errors
+    /// [`HandleError::InboxFull`] when a shard with subscribers did not take it; the others did.
+    pub fn publish<'m>(&self, message: impl Into<Message<'m>>) -> Result<(), HandleError> {
+        self.handle.publish_to(&self.interest, message.into(), 0)
+    }
+
+    /// Publishes the newest value of `key`; see [`Conflation::Latest`](crate::Conflation::Latest).
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish).
+    pub fn publish_keyed<'m>(&self, key: u64, message: impl Into<Message<'m>>) -> Result<(), HandleError> {
+        self.handle.publish_to(&self.interest, message.into(), key)
+    }
+}
+
+impl fmt::Debug for Topic {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Topic").field("name", &self.name()).finish_non_exhaustive()
     }
 }
 

@@ -9,5 +9,5 @@ mod start;
 pub use config::{Config, ConfigError};
 pub use cores::Cores;
 pub use error::Error;
-pub use handle::EngineHandle;
+pub use handle::{Answer, EngineHandle, HandleError, Topic};
 pub use start::{Driver, Engine, ShardInfo};

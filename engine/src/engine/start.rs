@@ -18,7 +18,7 @@ use crate::{
     connection::Timestamp,
     os::{Clock, Listener},
     runtime::{Backend, DriverChoice, Mailbox, Worker, WorkerSettings, build, settle},
-    shard::{Counters, Handler, Shard},
+    shard::{Counters, Handler, MeshSeat, Shard, TopicRegistry},
 };
 
 /// How the kernel is spoken to.
@@ -97,22 +97,26 @@ impl Engine {
 
         let factory = Arc::new(factory);
         let mut engine = Self {
-            handle: EngineHandle { shards: Arc::new([]) },
+            handle: EngineHandle { shards: Arc::new([]), registry: TopicRegistry::new(0) },
             threads: Vec::with_capacity(cores.len()),
             local_address,
             backend,
             cores,
         };
+        let registry = TopicRegistry::new(engine.cores.len());
+        let seats = MeshSeat::connect(engine.cores.len());
         let mut shards = Vec::with_capacity(engine.cores.len());
-        for _ in &engine.cores {
+        for seat in &seats {
             shards.push(ShardHandle {
                 mailbox: Arc::new(Mailbox::new().map_err(Error::Start)?),
+                inbox: seat.inbox(),
                 counters: Arc::default(),
             });
         }
-        engine.handle.shards = shards.into();
+        let mailboxes: Arc<[Arc<Mailbox>]> = shards.iter().map(|shard| Arc::clone(&shard.mailbox)).collect();
+        engine.handle = EngineHandle { shards: shards.into(), registry: Arc::clone(&registry) };
         let (ready, started) = mpsc::channel();
-        for (index, listener) in listeners.into_iter().enumerate() {
+        for (index, (listener, mesh)) in listeners.into_iter().zip(seats).enumerate() {
             let info = ShardInfo { index, shards: engine.cores.len(), core: engine.cores[index] };
             let shard = &engine.handle.shards[index];
             let seat = Seat {
@@ -120,7 +124,9 @@ impl Engine {
                 config: config.clone(),
                 backend: engine.backend.clone(),
                 listener,
-                mailbox: Arc::clone(&shard.mailbox),
+                mesh,
+                registry: Arc::clone(&registry),
+                mailboxes: Arc::clone(&mailboxes),
                 counters: Arc::clone(&shard.counters),
             };
             let (factory, ready) = (Arc::clone(&factory), ready.clone());
@@ -237,7 +243,9 @@ struct Seat {
     config: Config,
     backend: Backend,
     listener: Listener,
-    mailbox: Arc<Mailbox>,
+    mesh: MeshSeat,
+    registry: Arc<TopicRegistry>,
+    mailboxes: Arc<[Arc<Mailbox>]>,
     counters: Arc<Counters>,
 }
 
@@ -267,17 +275,20 @@ fn run_shard<H: Handler>(
         seat.counters,
         RandomState::new().hash_one(seat.info.index),
         Timestamp::from_millis(clock.millis()),
-    );
+    )
+    .joined(seat.mesh, seat.registry, config.topic_rules.clone(), config.topic_limits());
     let settings = WorkerSettings {
         buffer_bytes_max: config.buffer_bytes_max,
         buffers_preallocated: config.buffers_preallocated,
         rides_ring: matches!(seat.backend, Backend::IoUring(_)),
         ring,
         clock,
+        mailboxes: seat.mailboxes,
+        index: seat.info.index,
     };
     let ready = move |opened| drop(ready.send(opened));
     runtime.block_on(async {
-        Worker::new(shard, settings).run(seat.listener, seat.mailbox, ready).await;
+        Worker::new(shard, settings).run(seat.listener, ready).await;
         settle().await;
     });
 }

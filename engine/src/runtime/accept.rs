@@ -20,6 +20,7 @@ pub(super) async fn accept<H: Handler>(worker: Rc<Worker<H>>, listener: Rc<Liste
             tracing::error!(%error, "the listener is broken");
             return;
         }
+        worker.begin_turn();
         if let Turn::Exhausted = accept_waiting(&worker, &listener) {
             monoio::time::sleep(BACK_OFF).await;
         }

@@ -57,6 +57,7 @@ pub(super) async fn serve<H: Handler>(worker: Rc<Worker<H>>, socket: Socket, id:
     })
     .await;
     poll_fn(|context| {
+        task.worker.begin_turn();
         loop {
             if let Some(outcome) = poll_slot(sending.as_mut(), context) {
                 task.handle_sent(outcome);

@@ -108,6 +108,7 @@ impl<H: Handler, T> Future for Guarded<H, T> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome<T>> {
         let this = &mut *self;
+        this.worker.begin_turn();
         let Some(future) = this.future.as_mut().filter(|_| !this.worker.futures.ended.get()) else {
             return Poll::Ready(Outcome::Ended);
         };

@@ -5,8 +5,10 @@
 
 use std::{
     cell::{Cell, RefCell},
+    future::{Future, poll_fn},
     io,
     os::fd::AsFd,
+    pin::pin,
     rc::{Rc, Weak},
     sync::{Arc, Mutex, PoisonError},
     task::Waker,
@@ -17,6 +19,7 @@ use super::{accept, connection::HotConnection, spawn};
 use crate::{
     buffer::{HEADROOM_BYTES, LeasePool},
     connection::Timestamp,
+    mesh::{Doorbell, Signal},
     os::{Clock, Event, Listener, RingHandle, Socket},
     protocol::CloseCode,
     shard::{Connection, ConnectionId, Counters, Handler, LocalError, LocalShard, Shard, TICK_MILLIS},
@@ -28,6 +31,8 @@ const SCRATCH_BYTES: usize = 512 * 1024;
 const QUIET_TICKS: u64 = 10;
 /// A connection whose receive has been pending for this long holds no buffer any more.
 const QUIET_MILLIS: u64 = 1000;
+/// How long what did not fit into the mesh waits for its next try.
+const RETRY: Duration = Duration::from_millis(1);
 /// How long the last operations, closing descriptors and cancelled ones, get to complete.
 const SETTLE: Duration = Duration::from_millis(2);
 
@@ -38,25 +43,31 @@ pub(crate) enum Command {
     Stop { deadline: Duration },
 }
 
-/// The way into a worker from other threads.
+/// The way into a worker from other threads: commands, which are rare, and the bell that says that something is in the
+/// mesh.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
     commands: Mutex<Vec<Command>>,
-    event: Event,
+    bell: Doorbell<Event>,
 }
 
 impl Mailbox {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { commands: Mutex::default(), event: Event::new()? })
+        Ok(Self { commands: Mutex::default(), bell: Doorbell::new(Event::new()?) })
     }
 
     pub(crate) fn post(&self, command: Command) {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner).push(command);
-        self.event.signal();
+        self.bell.signal().signal();
+    }
+
+    /// Something was put into the mesh for this worker. Answers whether it had to be woken.
+    pub(crate) fn ring(&self) -> bool {
+        self.bell.ring()
     }
 
     fn take(&self) -> Vec<Command> {
-        self.event.clear();
+        self.bell.signal().clear();
         std::mem::take(&mut self.commands.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -70,6 +81,8 @@ pub(crate) struct WorkerSettings {
     pub(crate) rides_ring: bool,
     pub(crate) ring: Option<RingHandle>,
     pub(crate) clock: Clock,
+    pub(crate) mailboxes: Arc<[Arc<Mailbox>]>,
+    pub(crate) index: usize,
 }
 
 /// One core's shard with everything the tasks of its thread share.
@@ -91,6 +104,15 @@ pub(crate) struct Worker<H: Handler> {
     ended: Cell<bool>,
     /// Tasks of the worker's own that are still running.
     pub(super) tasks: Cell<usize>,
+    /// The mailboxes of all workers, this one's among them.
+    mailboxes: Arc<[Arc<Mailbox>]>,
+    index: usize,
+    /// A task has run since the last end of a turn.
+    turn_open: Cell<bool>,
+    /// Wakes the main future, which ends the turn.
+    turn_waker: RefCell<Option<Waker>>,
+    /// A retry of what did not fit into the mesh is under way.
+    retrying: Cell<bool>,
 }
 
 impl<H: Handler> Worker<H> {
@@ -109,6 +131,11 @@ impl<H: Handler> Worker<H> {
             clock: settings.clock,
             ended: Cell::new(false),
             tasks: Cell::new(0),
+            mailboxes: settings.mailboxes,
+            index: settings.index,
+            turn_open: Cell::new(true),
+            turn_waker: RefCell::default(),
+            retrying: Cell::new(false),
         });
         let weak = Rc::downgrade(&worker);
         worker.shard.borrow_mut().set_owner(weak as Weak<dyn LocalShard<H::Session>>);
@@ -117,13 +144,83 @@ impl<H: Handler> Worker<H> {
 
     /// Serves until it is told to stop. Afterwards nothing is in flight. `ready` hears first whether everything that takes
     /// a descriptor could be opened.
-    pub(crate) async fn run(
-        self: Rc<Self>,
-        listener: Listener,
-        mailbox: Arc<Mailbox>,
-        ready: impl FnOnce(io::Result<()>),
-    ) {
-        let open = || Ok((mailbox.event.as_socket()?, Socket::new(listener.as_fd().try_clone_to_owned()?)?));
+    pub(crate) async fn run(self: Rc<Self>, listener: Listener, ready: impl FnOnce(io::Result<()>)) {
+        let mut control = pin!(Rc::clone(&self).control(listener, ready));
+        poll_fn(|context| {
+            if self.turn_waker.borrow().is_none() {
+                *self.turn_waker.borrow_mut() = Some(context.waker().clone());
+            }
+            // The end of the turn follows: there is no need to wake this future for it.
+            self.turn_open.set(true);
+            self.mailbox().bell.disarm();
+            let polled = control.as_mut().poll(context);
+            self.end_turn();
+            polled
+        })
+        .await;
+    }
+
+    /// Called by every task when it runs: the worker is awake, and the turn will have an end.
+    pub(super) fn begin_turn(&self) {
+        if !self.turn_open.replace(true) {
+            self.mailbox().bell.disarm();
+            if let Some(waker) = &*self.turn_waker.borrow() {
+                waker.wake_by_ref();
+            }
+        }
+    }
+
+    /// All tasks that were ready have run: takes what came through the mesh, sends what was published, and makes sure to be
+    /// woken by what comes next.
+    fn end_turn(self: &Rc<Self>) {
+        self.turn_open.set(false);
+        let bell = &self.mailbox().bell;
+        let mut shard = self.shard.borrow_mut();
+        if shard.has_mesh_input() {
+            shard.handle_mesh(self.now());
+        }
+        let waiting = shard.flush_topics();
+        while let Some(peer) = shard.poll_wake() {
+            let woken = self.mailboxes.get(peer).is_some_and(|mailbox| mailbox.ring());
+            let counters = &self.counters;
+            if woken { counters.wakes.add(1) } else { counters.wakes_elided.add(1) }
+        }
+        while let Some((topic, window)) = shard.poll_window() {
+            self.spawn_task(Rc::clone(self).close_window(topic, window));
+        }
+        drop(shard);
+        if waiting && !self.retrying.replace(true) {
+            self.spawn_task(Rc::clone(self).retry());
+        }
+        self.carry_out(None);
+        bell.arm();
+        if self.shard.borrow().has_mesh_input() {
+            // More than a turn's worth, or it came just now: once around the loop, so that I/O has its turn.
+            bell.disarm();
+            bell.signal().signal();
+        }
+    }
+
+    fn mailbox(&self) -> &Mailbox {
+        &self.mailboxes[self.index]
+    }
+
+    async fn close_window(self: Rc<Self>, topic: u32, window: Duration) {
+        monoio::time::sleep(window).await;
+        self.begin_turn();
+        self.shard.borrow_mut().close_window(topic);
+    }
+
+    async fn retry(self: Rc<Self>) {
+        monoio::time::sleep(RETRY).await;
+        self.retrying.set(false);
+        self.begin_turn();
+    }
+
+    async fn control(self: Rc<Self>, listener: Listener, ready: impl FnOnce(io::Result<()>)) {
+        let mailbox = Arc::clone(&self.mailboxes[self.index]);
+        let open =
+            || Ok((mailbox.bell.signal().as_socket()?, Socket::new(listener.as_fd().try_clone_to_owned()?)?));
         let (mailbox_socket, listener_socket) = match open() {
             Ok(opened) => opened,
             Err(error) => return ready(Err(error)),
@@ -206,6 +303,7 @@ impl<H: Handler> Worker<H> {
         while !self.ended.get() {
             monoio::time::sleep(Duration::from_millis(TICK_MILLIS)).await;
             let now = self.now();
+            self.begin_turn();
             self.shard.borrow_mut().handle_tick(now);
             self.carry_out(None);
             ticks += 1;
@@ -281,6 +379,12 @@ impl<H: Handler> LocalShard<H::Session> for Worker<H> {
         // The future that called runs in a task of this worker, which carries the effects out when it returns.
         self.wake(id);
         Ok(())
+    }
+}
+
+impl Signal for Event {
+    fn signal(&self) {
+        Event::signal(self);
     }
 }
 

@@ -8,10 +8,10 @@ use std::{
     time::Duration,
 };
 
-use super::{ConnectionId, Context, Message};
+use super::{ConnectionId, Context, Message, publish::opcode, topics::Subscription};
 use crate::{
-    connection::{Endpoint, OutboxFull, SendStatus},
-    protocol::{CloseCode, MessageKind, OpCode},
+    connection::{Endpoint, Full, OutboxFull, SendStatus},
+    protocol::{CloseCode, OpCode, frame::frame_bytes},
 };
 
 /// An open connection, lent to the handler for one call.
@@ -22,6 +22,8 @@ pub struct Connection<'a, S> {
     pub(super) session: &'a mut S,
     pub(super) context: &'a mut Context,
     pub(super) local: &'a LocalHandle<S>,
+    pub(super) subscriptions: &'a [Subscription],
+    pub(super) allows_subscription: fn(&S, &str) -> bool,
 }
 
 /// Messages from this size on are sent from where they were received, when the handler sends the very payload that it
@@ -81,18 +83,19 @@ impl<S> Connection<'_, S> {
     pub fn send<'m>(&mut self, message: impl Into<Message<'m>>) -> SendStatus {
         let message = message.into();
         let payload = message.bytes();
-        let opcode = match message.kind() {
-            MessageKind::Text => OpCode::Text,
-            MessageKind::Binary => OpCode::Binary,
-        };
+        let opcode = opcode(message.kind());
         if self.context.lent.is(payload)
             && let Some(status) = self.endpoint.reserve_relay(payload.len(), &self.context.settings)
         {
             self.context.lent.relayed = Some(opcode);
-            return self.context.settle_send(self.endpoint, Ok(status));
+            self.context.counters.messages_sent.add(1);
+            self.endpoint.note_message(self.context.now);
+            return status;
         }
-        let sent = self.endpoint.send(opcode, payload, &self.context.settings, &mut self.context.corks);
-        self.context.settle_send(self.endpoint, sent)
+        let full = self.context.settings.outbox.full;
+        self.context.queue(self.endpoint, full, frame_bytes(payload.len()), 1, |endpoint, context| {
+            endpoint.send(opcode, payload, &context.settings, &mut context.corks)
+        })
     }
 
     /// Begins the close handshake (RFC 6455 section 7.1.2). What was queued before still leaves.
@@ -127,6 +130,12 @@ impl<S> Connection<'_, S> {
         self.endpoint.outbox().bytes()
     }
 
+    /// How many messages for this connection were dropped so far, for whatever reason.
+    #[must_use]
+    pub fn dropped_messages(&self) -> u64 {
+        self.endpoint.dropped_messages()
+    }
+
     /// Messages can be sent: no close has begun.
     #[must_use]
     pub fn is_open(&self) -> bool {
@@ -154,24 +163,41 @@ impl<S> Connection<'_, S> {
 }
 
 impl Context {
-    /// Counts a send and carries out the policy of a full outbox.
-    pub(super) fn settle_send(
+    /// Queues `messages` for a connection by `push`, and carries out what `full` says when there is no room for their
+    /// `bytes`.
+    pub(super) fn queue(
         &mut self,
         endpoint: &mut Endpoint,
-        sent: Result<SendStatus, OutboxFull>,
+        full: OutboxFull,
+        bytes: usize,
+        messages: u32,
+        mut push: impl FnMut(&mut Endpoint, &mut Self) -> Result<SendStatus, Full>,
     ) -> SendStatus {
-        match sent {
-            Ok(SendStatus::Dropped) => self.counters.dropped_closing.add(1),
+        let messages = u64::from(messages);
+        let mut pushed = push(endpoint, self);
+        if pushed.is_err() && full == OutboxFull::DropOldest {
+            let dropped = endpoint.make_room(bytes, &self.settings);
+            self.counters.dropped_oldest.add(dropped.messages);
+            endpoint.note_dropped(dropped.messages);
+            pushed = push(endpoint, self);
+        }
+        match pushed {
+            Ok(SendStatus::Dropped) => self.counters.dropped_closing.add(messages),
             Ok(status) => {
-                self.counters.messages_sent.add(1);
+                self.counters.messages_sent.add(messages);
                 endpoint.note_message(self.now);
                 return status;
             }
-            Err(OutboxFull::DropNewest) => self.counters.dropped_newest.add(1),
-            Err(OutboxFull::Close(code)) => {
-                let (dropped, _) = endpoint.give_up(code, &self.settings, &mut self.corks, self.now);
-                self.counters.dropped_by_close.add(dropped + 1);
-                self.counters.closed_outbox_full.add(1);
+            Err(Full) => {
+                let mut lost = messages;
+                if let OutboxFull::Close(code) = full {
+                    lost += endpoint.give_up(code, &self.settings, &mut self.corks, self.now).messages;
+                    self.counters.dropped_by_close.add(lost);
+                    self.counters.closed_outbox_full.add(1);
+                } else {
+                    self.counters.dropped_newest.add(lost);
+                }
+                endpoint.note_dropped(lost);
             }
         }
         SendStatus::Dropped

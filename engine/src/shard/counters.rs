@@ -96,9 +96,33 @@ counters! {
     protocol_errors,
     /// Panics of the handler; each closed one connection with 1011.
     handler_panics,
+    /// Messages published by handlers of this shard.
+    publications,
+    /// Publications queued to subscribers.
+    deliveries,
+    /// Subscriptions made.
+    subscriptions,
+    /// Publications that took the place of older ones with a subscriber who had fallen behind.
+    conflated,
+    /// Envelopes sent to other shards.
+    envelopes_sent,
+    /// Publications dropped because another shard did not take its envelopes.
+    envelopes_refused,
+    /// Envelopes received from other shards and threads.
+    envelopes_received,
+    /// Other shards woken because something was sent to them.
+    wakes,
+    /// Sends to other shards that were awake and needed no wake.
+    wakes_elided,
+    /// Requests that named a connection which had ended.
+    stale_ids,
+    /// Topics known at this moment.
+    topics_current,
+    /// Messages dropped because the outbox was full and the policy drops the oldest.
+    dropped_oldest,
     /// Messages dropped because the outbox was full and the policy drops the newest.
     dropped_newest,
-    /// Queued sends dropped because the outbox was full and the policy closes.
+    /// Messages dropped because the outbox was full and the policy closes.
     dropped_by_close,
     /// Messages dropped because the connection was closing already.
     dropped_closing,

@@ -98,6 +98,12 @@ pub trait Handler: 'static {
         let _ = (connection, reason);
     }
 
+    /// Whether a connection may subscribe to a topic; asked by [`Connection::subscribe`]. Default: yes.
+    fn allows_subscription(session: &Self::Session, topic: &str) -> bool {
+        let _ = (session, topic);
+        true
+    }
+
     /// Answers an HTTP request that does not ask for an upgrade, such as a health check. The connection is closed
     /// behind the answer.
     fn on_http(&mut self, request: &HttpRequest<'_>) -> HttpResponse {

@@ -7,29 +7,46 @@
 
 mod connection;
 mod counters;
+mod envelope;
 mod handler;
 mod id;
 mod process;
+mod publish;
+mod registry;
+mod topics;
 mod upgrade;
 mod wheel;
 
-use std::{net::SocketAddr, ops::Range, rc::Weak, sync::Arc};
+use std::{collections::VecDeque, net::SocketAddr, ops::Range, rc::Weak, sync::Arc};
 
 use slab::Slab;
 
-pub(crate) use self::connection::LocalShard;
-use self::{connection::Lent, upgrade::LocalFuture};
+use self::{
+    connection::Lent,
+    publish::Intent,
+    topics::{Subscription, TopicTable},
+    upgrade::LocalFuture,
+};
+pub(crate) use self::{
+    connection::LocalShard,
+    envelope::{Envelope, Publication},
+};
 pub use self::{
     connection::{Connection, LocalError, LocalHandle},
     counters::{Counter, Counters, CountersSnapshot},
+    envelope::Gone,
     handler::{Handler, Message},
     id::ConnectionId,
+    publish::{PreparedMessage, PublishStatus, SubscribeError},
+    registry::{TopicInterest, TopicRegistry},
+    topics::{Conflation, TopicRules, TopicSettings},
     upgrade::Upgrade,
     wheel::{TICK_MILLIS, TimerWheel},
 };
 use crate::{
     buffer::{CorkPool, SendBuffer},
     connection::{Endpoint, Expired, Initiator, Output, Phase, SendStatus, Settings, Timestamp},
+    mesh::{MeshEnd, mesh},
     protocol::{CloseCode, HttpResponse},
 };
 
@@ -41,10 +58,48 @@ pub struct Shard<H: Handler> {
     deferred: Vec<(ConnectionId, LocalFuture<Upgrade<H::Session>>)>,
     local: LocalHandle<H::Session>,
     context: Context,
+    mesh: MeshEnd<Envelope>,
+    /// Envelopes that were taken out of the mesh before their turn.
+    pending: VecDeque<Envelope>,
     due: Vec<usize>,
     connections_max: usize,
     /// The generation of the newest connection.
     generation: u32,
+}
+
+/// The queue through which any thread reaches a shard.
+pub(crate) type Inbox = Arc<crossbeam_queue::ArrayQueue<Envelope>>;
+
+/// A shard's place in the mesh.
+#[derive(Debug)]
+pub struct MeshSeat(pub(crate) MeshEnd<Envelope>);
+
+impl MeshSeat {
+    /// Places for `count` shards that are connected to each other.
+    #[must_use]
+    pub fn connect(count: usize) -> Vec<Self> {
+        mesh(count).into_iter().map(Self).collect()
+    }
+
+    /// The queue through which any thread reaches this shard.
+    pub(crate) fn inbox(&self) -> Inbox {
+        self.0.inbox()
+    }
+}
+
+/// The limits of topics.
+#[derive(Clone, Copy, Debug)]
+pub struct TopicLimits {
+    /// The longest name, in bytes.
+    pub name_bytes_max: usize,
+    /// Subscriptions per connection.
+    pub topics_max: usize,
+}
+
+impl Default for TopicLimits {
+    fn default() -> Self {
+        Self { name_bytes_max: 256, topics_max: 1024 }
+    }
 }
 
 /// What the connections of a shard share, whatever their session is.
@@ -58,6 +113,9 @@ pub(crate) struct Context {
     dirty: Vec<ConnectionId>,
     spawned: Vec<LocalFuture<()>>,
     lent: Lent,
+    topics: TopicTable,
+    topic_limits: TopicLimits,
+    intents: Vec<Intent>,
     random: u64,
 }
 
@@ -73,6 +131,7 @@ struct Slot<S> {
     /// The phase for which the timer was last set.
     scheduled: Phase,
     deciding: Option<Box<Deciding>>,
+    subscriptions: Vec<Subscription>,
 }
 
 /// What is kept of an upgrade request while its decision is made.
@@ -111,12 +170,32 @@ impl<H: Handler> Shard<H> {
                 dirty: Vec::new(),
                 spawned: Vec::new(),
                 lent: Lent::default(),
+                topics: TopicTable::new(0, TopicRegistry::new(1), TopicRules::default()),
+                topic_limits: TopicLimits::default(),
+                intents: Vec::new(),
                 random: seed | 1,
             },
+            mesh: mesh(1).remove(0),
+            pending: VecDeque::new(),
             due: Vec::new(),
             connections_max,
             generation: 0,
         }
+    }
+
+    /// Joins this shard to others.
+    #[must_use]
+    pub fn joined(
+        mut self,
+        seat: MeshSeat,
+        registry: Arc<TopicRegistry>,
+        rules: TopicRules,
+        limits: TopicLimits,
+    ) -> Self {
+        self.context.topics = TopicTable::new(seat.0.index(), registry, rules);
+        self.context.topic_limits = limits;
+        self.mesh = seat.0;
+        self
     }
 
     /// Tells the shard who owns it, so that futures find their way back.
@@ -176,6 +255,7 @@ impl<H: Handler> Shard<H> {
             dirty: false,
             scheduled: Phase::Handshake,
             deciding: None,
+            subscriptions: Vec::new(),
         });
         context.counters.connections_accepted.add(1);
         context.counters.connections_current.set(self.slots.len() as u64);
@@ -246,6 +326,7 @@ impl<H: Handler> Shard<H> {
         let Some(slot) = find(&mut self.slots, id) else { return };
         slot.endpoint.handle_transport_error("closed");
         self.settle(id);
+        self.unsubscribe_all(id);
         self.wheel.cancel(id.index());
         self.slots.remove(id.index());
         self.context.counters.connections_current.set(self.slots.len() as u64);
@@ -371,6 +452,8 @@ impl<H: Handler> Shard<H> {
 
     /// Gives memory back that a quiet shard does not need.
     pub fn shrink(&mut self) {
+        self.context.topics.sweep();
+        self.context.counters.topics_current.set(self.context.topics.len() as u64);
         self.context.corks.shrink();
     }
 

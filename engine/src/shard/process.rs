@@ -75,13 +75,13 @@ impl<H: Handler> Shard<H> {
             );
             match event {
                 Some(Event::Message(kind, Place::Input(payload))) => {
-                    let range = self.deliver(id, kind, input, payload, relay.is_none());
+                    let range = self.lend(id, kind, input, payload, relay.is_none());
                     relay = relay.or(range);
                 }
                 Some(Event::Message(kind, Place::Assembly)) => {
                     let (mut assembly, start) = slot.endpoint.take_assembly();
                     let payload = start..assembly.len();
-                    if let Some(range) = self.deliver(id, kind, &mut assembly, payload, relay.is_none()) {
+                    if let Some(range) = self.lend(id, kind, &mut assembly, payload, relay.is_none()) {
                         self.handle_relayed(id, 0, &assembly[range]);
                     }
                 }
@@ -108,7 +108,7 @@ impl<H: Handler> Shard<H> {
     }
 
     /// Lends a message to the handler. Answers where the frame stands that the handler made of it in place.
-    fn deliver(
+    fn lend(
         &mut self,
         id: ConnectionId,
         kind: MessageKind,
@@ -280,6 +280,8 @@ impl<H: Handler> Shard<H> {
             session,
             context: &mut self.context,
             local: &self.local,
+            subscriptions: &slot.subscriptions,
+            allows_subscription: H::allows_subscription,
         };
         if catch_unwind(AssertUnwindSafe(|| action(handler, &mut connection))).is_ok() {
             return;
@@ -298,6 +300,7 @@ impl<H: Handler> Shard<H> {
 
     /// Carries out what the last call or event brought about for this connection.
     pub(super) fn settle(&mut self, id: ConnectionId) {
+        self.carry_out_intents(id);
         loop {
             let Some(slot) = find(&mut self.slots, id) else { return };
             if !slot.endpoint.take_resumed(&self.context.settings, self.context.now) {
@@ -318,6 +321,8 @@ impl<H: Handler> Shard<H> {
         if let Some(reason) = ended.filter(|_| slot.session.is_some()) {
             self.call(id, |handler, connection| handler.on_close(connection, &reason));
             self.context.counters.connections_closed.add(1);
+            self.context.intents.clear();
+            self.unsubscribe_all(id);
             if let Some(slot) = find(&mut self.slots, id) {
                 let session = slot.session.take();
                 if catch_unwind(AssertUnwindSafe(|| drop(session))).is_err() {

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    connection::{OutboxLimits, Timeouts},
+    connection::{OutboxFull, OutboxLimits, Timeouts},
     protocol::{
         Limits,
         frame::{append_frame, append_masked_frame},
@@ -127,7 +127,7 @@ impl Fixture {
         seen
     }
 
-    fn send(&mut self, payload: &[u8]) -> Result<SendStatus, OutboxFull> {
+    fn send(&mut self, payload: &[u8]) -> Result<SendStatus, Full> {
         self.endpoint.send(OpCode::Binary, payload, &self.settings, &mut self.corks)
     }
 
@@ -599,11 +599,11 @@ fn giving_up_a_full_outbox_closes_behind_what_is_torn() {
     assert_eq!(fixture.send(&[2; 30_000]), Ok(SendStatus::Backpressure));
     let buffer = fixture.in_flight();
     assert!(!fixture.sent(buffer, 10));
-    assert!(fixture.send(&[3; 30_000]).is_err_and(OutboxFull::closes));
+    assert_eq!(fixture.send(&[3; 30_000]), Err(Full));
     let endpoint = &mut fixture.endpoint;
     let dropped =
         endpoint.give_up(CloseCode::TRY_AGAIN_LATER, &fixture.settings, &mut fixture.corks, fixture.now);
-    assert_eq!(dropped, (1, 30_004));
+    assert_eq!(dropped, Dropped { messages: 1, bytes: 30_004 });
     let told = fixture.told();
     let [Told::Send(torn), Told::Send(close)] = &told[..] else { panic!("{told:?}") };
     assert_eq!(torn[..], server_frame(OpCode::Binary, &[1; 30_000])[10..]);

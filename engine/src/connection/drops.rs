@@ -1,0 +1,108 @@
+//! Dropping queued messages, oldest first: whole frames, never one whose first byte has left, never a control frame.
+//!
+//! Queued frames are walked by their headers (RFC 6455 section 5.2); nothing but their bytes is kept of them.
+
+use std::{collections::VecDeque, ops::Range};
+
+use super::outbox::{Content, Entry};
+use crate::{buffer::SendBuffer, protocol::FrameHeader};
+
+/// What was dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// Messages.
+    pub messages: u64,
+    /// Bytes of encoded frames.
+    pub bytes: usize,
+}
+
+/// Drops the oldest data frames until `excess` bytes have gone, or nothing is left that may be dropped.
+pub(super) fn drop_oldest(queue: &mut VecDeque<Entry>, excess: usize) -> Dropped {
+    let mut dropped = Dropped::default();
+    for entry in queue.iter_mut() {
+        if dropped.bytes >= excess {
+            break;
+        }
+        if entry.content != Content::Response && !entry.buffer.is_torn() {
+            drop_from(&mut entry.buffer, excess, &mut dropped);
+        }
+    }
+    if dropped.messages > 0 {
+        queue.retain(|entry| !entry.buffer.is_empty());
+    }
+    dropped
+}
+
+fn drop_from(buffer: &mut SendBuffer, excess: usize, dropped: &mut Dropped) {
+    let mut position = 0;
+    while dropped.bytes < excess
+        && let Some((frame, is_data)) = frame_at(buffer.unsent(), position)
+    {
+        if !is_data {
+            position = frame.end;
+            continue;
+        }
+        dropped.messages += 1;
+        dropped.bytes += frame.len();
+        if frame.start == 0 {
+            buffer.skip(frame.len());
+        } else if let Some(cork) = buffer.cork() {
+            cork.drain(frame);
+        } else {
+            // Frames behind a skipped one and a control frame: rebuilt without the dropped one.
+            let mut rest = buffer.unsent().to_vec();
+            rest.drain(frame);
+            *buffer = SendBuffer::owned(rest, 0);
+        }
+    }
+}
+
+fn frame_at(frames: &[u8], position: usize) -> Option<(Range<usize>, bool)> {
+    let (header, header_bytes) = FrameHeader::decode(frames.get(position..)?).ok()??;
+    let end = position + header_bytes + usize::try_from(header.payload_bytes).ok()?;
+    (end <= frames.len()).then_some((position..end, !header.opcode.is_control()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        buffer::{LocalFrame, SharedFrame},
+        protocol::{OpCode, frame::append_frame},
+    };
+
+    fn frames(opcodes: &[OpCode]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for opcode in opcodes {
+            append_frame(&mut bytes, *opcode, b"12345678");
+        }
+        bytes
+    }
+
+    fn owned(opcodes: &[OpCode]) -> Entry {
+        Entry { buffer: SendBuffer::owned(frames(opcodes), 0), content: Content::Frames }
+    }
+
+    #[test]
+    fn the_oldest_go_until_there_is_room() {
+        let frame = LocalFrame::new(SharedFrame::new(frames(&[OpCode::Text; 3])));
+        let shared = Entry { buffer: SendBuffer::shared(frame), content: Content::Publication(None) };
+        let mut queue = VecDeque::from([shared, owned(&[OpCode::Text])]);
+        assert_eq!(drop_oldest(&mut queue, 11), Dropped { messages: 2, bytes: 20 });
+        assert_eq!(queue[0].buffer.unsent(), frames(&[OpCode::Text]));
+        assert!(!queue[0].buffer.is_torn());
+        assert_eq!(drop_oldest(&mut queue, usize::MAX), Dropped { messages: 2, bytes: 20 });
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn control_frames_and_torn_frames_stay() {
+        let mut torn = owned(&[OpCode::Binary]);
+        torn.buffer.advance(3);
+        let mixed = owned(&[OpCode::Ping, OpCode::Text, OpCode::Close, OpCode::Text]);
+        let mut queue = VecDeque::from([torn, mixed]);
+        assert_eq!(drop_oldest(&mut queue, usize::MAX), Dropped { messages: 2, bytes: 20 });
+        assert_eq!(queue[0].buffer.len(), 7);
+        assert_eq!(queue[1].buffer.unsent(), frames(&[OpCode::Ping, OpCode::Close]));
+    }
+}

@@ -1,0 +1,75 @@
+//! What travels between shards, and into a shard from other threads.
+
+use std::{any::Any, fmt, sync::Arc};
+
+use super::{ConnectionId, Message, publish::opcode, registry::TopicInterest};
+use crate::{
+    buffer::SharedFrame,
+    connection::SendStatus,
+    protocol::{
+        CloseCode,
+        frame::{append_frame, frame_bytes},
+    },
+};
+
+/// A publication, or several in a row by one shard to one topic: frames encoded once for everybody.
+#[derive(Clone, Debug)]
+pub(crate) struct Publication {
+    pub(super) topic: Arc<TopicInterest>,
+    pub(super) frames: Arc<Vec<u8>>,
+    /// How many frames there are.
+    pub(super) count: u32,
+    /// The connections that published some of them and do not get those, by the range of bytes.
+    pub(super) own: Option<Arc<[OwnFrame]>>,
+    /// Where the topic conflates: what newer publications replace this one by.
+    pub(super) key: u64,
+}
+
+impl Publication {
+    /// A publication from outside any shard.
+    /// Whether the topic conflates is for the receiving shard to say.
+    pub(crate) fn foreign(topic: &Arc<TopicInterest>, message: Message<'_>, key: u64) -> Self {
+        let mut frame = Vec::with_capacity(frame_bytes(message.bytes().len()));
+        append_frame(&mut frame, opcode(message.kind()), message.bytes());
+        Self { topic: Arc::clone(topic), frames: Arc::new(frame), count: 1, own: None, key }
+    }
+}
+
+/// A frame of a publication that is not for its publisher.
+#[derive(Clone, Debug)]
+pub(super) struct OwnFrame {
+    pub(super) publisher: ConnectionId,
+    pub(super) start: usize,
+    pub(super) end: usize,
+}
+
+/// What is sent to a shard.
+pub(crate) enum Envelope {
+    /// Deliver to the local subscribers.
+    Publish(Publication),
+    /// Send to one connection.
+    Send { id: ConnectionId, frame: SharedFrame, reply: Reply<Result<SendStatus, Gone>> },
+    /// Close one connection.
+    Close { id: ConnectionId, code: CloseCode, reason: Box<str>, reply: Reply<Result<(), Gone>> },
+    /// Run on the shard's thread with its handler.
+    Run(Box<dyn FnOnce(&mut dyn Any) + Send>),
+}
+
+/// Where an answer goes; nobody may be waiting.
+pub(crate) type Reply<T> = Option<oneshot::Sender<T>>;
+
+/// The connection has ended, or its id is of another engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the connection is gone")]
+pub struct Gone;
+
+impl fmt::Debug for Envelope {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Publish(publication) => write!(formatter, "Publish({})", publication.topic.name()),
+            Self::Send { id, .. } => write!(formatter, "Send({id})"),
+            Self::Close { id, .. } => write!(formatter, "Close({id})"),
+            Self::Run(_) => formatter.write_str("Run"),
+        }
+    }
+}

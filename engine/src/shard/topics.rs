@@ -1,0 +1,362 @@
+//! The topics of one shard: who subscribes, and what has been published in this turn and not been delivered yet.
+//!
+//! Invariants: a topic is known here while it has subscribers, something staged, or was used lately; publications of a
+//! topic are delivered in the order in which they were staged; `Topic::staged` holds frames of one kind only, either
+//! published here (to be forwarded to other shards) or received from elsewhere (not to be).
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use slab::Slab;
+
+use super::{
+    ConnectionId,
+    envelope::{OwnFrame, Publication},
+    registry::{TopicInterest, TopicRegistry},
+};
+use crate::{
+    connection::OutboxFull,
+    protocol::{
+        OpCode,
+        frame::{append_frame, frame_bytes},
+    },
+};
+
+/// Publications of a turn are gathered up to this size, then delivered together.
+const GATHERED_BYTES_MAX: usize = 32 * 1024;
+/// Topics looked at in one sweep.
+const SWEPT_MAX: usize = 1024;
+/// Larger publications are delivered on their own.
+const GATHERED_FRAME_BYTES_MAX: usize = 8 * 1024;
+
+/// Whether newer publications replace older ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Conflation {
+    /// Every publication is delivered.
+    #[default]
+    Off,
+    /// A subscriber who has fallen behind (above its high mark, until its low mark) gets the newest value of each key; the
+    /// older ones that have not left yet are replaced, keeping their place.
+    Latest,
+}
+
+/// How a topic treats its subscribers.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct TopicSettings {
+    /// What happens when a subscriber's outbox is full; `None`: what the configuration says for all.
+    pub full: Option<OutboxFull>,
+    /// Whether newer publications replace older ones. Default: off.
+    pub conflation: Conflation,
+    /// Gathers publications for this long and delivers them together: fewer sends, more latency. Milliseconds count.
+    /// Default: off, a publication leaves at the end of the turn.
+    pub window: Option<Duration>,
+}
+
+/// Chooses the settings of a topic by its name, when a shard first hears of it.
+#[derive(Clone)]
+pub struct TopicRules(Arc<dyn Fn(&str) -> TopicSettings + Send + Sync>);
+
+impl TopicRules {
+    /// Rules by a function of the topic's name.
+    ///
+    /// ```
+    /// use ringwire::{Conflation, TopicRules, TopicSettings};
+    ///
+    /// let rules = TopicRules::new(|name| {
+    ///     let mut settings = TopicSettings::default();
+    ///     if name.starts_with("prices/") {
+    ///         settings.conflation = Conflation::Latest;
+    ///     }
+    ///     settings
+    /// });
+    /// ```
+    pub fn new(rules: impl Fn(&str) -> TopicSettings + Send + Sync + 'static) -> Self {
+        Self(Arc::new(rules))
+    }
+}
+
+impl Default for TopicRules {
+    fn default() -> Self {
+        Self::new(|_| TopicSettings::default())
+    }
+}
+
+impl fmt::Debug for TopicRules {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("TopicRules")
+    }
+}
+
+/// The topics of one shard.
+#[derive(Debug)]
+pub(super) struct TopicTable {
+    names: HashMap<Box<str>, u32>,
+    topics: Slab<Topic>,
+    registry: Arc<TopicRegistry>,
+    rules: TopicRules,
+    shard: usize,
+    /// Publications whose turn has come.
+    ready: VecDeque<Ready>,
+    /// Topics with something staged that leaves at the end of the turn.
+    staged: Vec<u32>,
+    /// Windows that have opened since somebody asked.
+    opened: Vec<(u32, Duration)>,
+    sweep_position: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Topic {
+    pub(super) interest: Arc<TopicInterest>,
+    pub(super) settings: TopicSettings,
+    pub(super) subscribers: Vec<Subscriber>,
+    /// How many subscribers have a fence.
+    pub(super) fenced: u32,
+    staged: Staged,
+    /// Looked up since the last sweep.
+    used: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Subscriber {
+    pub(super) slot: u32,
+    /// What had been sent by each shard, and not arrived, when the subscription was made: that is not for it.
+    pub(super) fence: Option<Rc<[u64]>>,
+}
+
+/// A connection's place among the subscribers of a topic.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Subscription {
+    pub(super) topic: u32,
+    pub(super) position: u32,
+}
+
+#[derive(Debug, Default)]
+struct Staged {
+    frames: Vec<u8>,
+    count: u32,
+    own: Vec<OwnFrame>,
+    is_foreign: bool,
+}
+
+/// A publication to be delivered.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) topic: u32,
+    pub(super) publication: Publication,
+    /// Published on this shard: other shards are to have it too.
+    pub(super) forward: bool,
+}
+
+/// A message to be published.
+#[derive(Clone, Copy)]
+pub(super) struct Post<'a> {
+    pub(super) opcode: OpCode,
+    pub(super) payload: &'a [u8],
+    pub(super) publisher: Option<ConnectionId>,
+    pub(super) key: u64,
+}
+
+impl TopicTable {
+    pub(super) fn new(shard: usize, registry: Arc<TopicRegistry>, rules: TopicRules) -> Self {
+        Self {
+            names: HashMap::new(),
+            topics: Slab::new(),
+            registry,
+            rules,
+            shard,
+            ready: VecDeque::new(),
+            staged: Vec::new(),
+            opened: Vec::new(),
+            sweep_position: 0,
+        }
+    }
+
+    /// The number of a topic, which is made known here if it was not.
+    pub(super) fn intern(&mut self, name: &str) -> u32 {
+        if let Some(&index) = self.names.get(name) {
+            self.topics[index as usize].used = true;
+            return index;
+        }
+        let index = self.topics.insert(Topic {
+            interest: self.registry.intern(name),
+            settings: (self.rules.0)(name),
+            subscribers: Vec::new(),
+            fenced: 0,
+            staged: Staged::default(),
+            used: true,
+        }) as u32;
+        self.names.insert(name.into(), index);
+        index
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<u32> {
+        self.names.get(name).copied()
+    }
+
+    pub(super) fn topic(&self, index: u32) -> Option<&Topic> {
+        self.topics.get(index as usize)
+    }
+
+    /// Adds a subscriber; answers its position.
+    pub(super) fn subscribe(&mut self, index: u32, subscriber: Subscriber) -> u32 {
+        let topic = &mut self.topics[index as usize];
+        topic.fenced += u32::from(subscriber.fence.is_some());
+        topic.subscribers.push(subscriber);
+        topic.interest.set_subscribers(self.shard, topic.subscribers.len());
+        topic.subscribers.len() as u32 - 1
+    }
+
+    /// Removes the subscriber at `position`; answers the slot that has moved there.
+    pub(super) fn unsubscribe(&mut self, subscription: Subscription) -> Option<u32> {
+        let topic = self.topics.get_mut(subscription.topic as usize)?;
+        let position = subscription.position as usize;
+        let removed = topic.subscribers.swap_remove(position);
+        topic.fenced -= u32::from(removed.fence.is_some());
+        topic.interest.set_subscribers(self.shard, topic.subscribers.len());
+        topic.subscribers.get(position).map(|subscriber| subscriber.slot)
+    }
+
+    /// Lets the fences go that everything sent before has passed.
+    pub(super) fn lower_fences(&mut self, index: u32, received: impl Fn(usize) -> u64) {
+        let Some(topic) = self.topics.get_mut(index as usize).filter(|topic| topic.fenced > 0) else {
+            return;
+        };
+        for subscriber in &mut topic.subscribers {
+            let passed =
+                |fence: &Rc<[u64]>| fence.iter().enumerate().all(|(from, sent)| received(from) >= *sent);
+            if subscriber.fence.as_ref().is_some_and(passed) {
+                subscriber.fence = None;
+                topic.fenced -= 1;
+            }
+        }
+    }
+
+    /// Takes a message that is published here. Answers whether anybody will get it.
+    pub(super) fn post(&mut self, index: u32, post: Post<'_>) -> bool {
+        let topic = &mut self.topics[index as usize];
+        if topic.interest.subscribers() == 0 {
+            return false;
+        }
+        if topic.settings.conflation == Conflation::Latest || post.payload.len() > GATHERED_FRAME_BYTES_MAX {
+            self.post_alone(index, post);
+            return true;
+        }
+        let staged = self.stage(index, false);
+        let start = staged.frames.len();
+        append_frame(&mut staged.frames, post.opcode, post.payload);
+        staged.count += 1;
+        if let Some(publisher) = post.publisher {
+            staged.own.push(OwnFrame { publisher, start, end: staged.frames.len() });
+        }
+        true
+    }
+
+    /// Takes frames that were published elsewhere.
+    pub(super) fn post_foreign(&mut self, index: u32, publication: Publication) {
+        let conflates = self.topics[index as usize].settings.conflation == Conflation::Latest;
+        let alone = publication.own.is_some() || conflates;
+        if alone || publication.frames.len() > GATHERED_FRAME_BYTES_MAX {
+            self.seal(index);
+            self.ready.push_back(Ready { topic: index, publication, forward: false });
+            return;
+        }
+        let staged = self.stage(index, true);
+        staged.frames.extend_from_slice(&publication.frames);
+        staged.count += publication.count;
+    }
+
+    /// Makes everything ready that is to leave at the end of this turn.
+    pub(super) fn seal_staged(&mut self) {
+        while let Some(index) = self.staged.pop() {
+            self.seal(index);
+        }
+    }
+
+    /// Makes what is staged for a topic ready, and ends its window.
+    pub(super) fn seal(&mut self, index: u32) {
+        let Some(topic) = self.topics.get_mut(index as usize) else { return };
+        if topic.staged.count == 0 {
+            return;
+        }
+        let staged = std::mem::take(&mut topic.staged);
+        let publication = Publication {
+            topic: Arc::clone(&topic.interest),
+            frames: Arc::new(staged.frames),
+            count: staged.count,
+            own: (!staged.own.is_empty()).then(|| staged.own.into()),
+            key: 0,
+        };
+        self.ready.push_back(Ready { topic: index, publication, forward: !staged.is_foreign });
+    }
+
+    pub(super) fn poll_ready(&mut self) -> Option<Ready> {
+        self.ready.pop_front()
+    }
+
+    /// The next window that has opened: after its time the topic is to be [sealed](Self::seal).
+    pub(super) fn poll_window(&mut self) -> Option<(u32, Duration)> {
+        self.opened.pop()
+    }
+
+    /// Forgets topics that nobody has used since the last round of sweeps; each looks at a part of them.
+    pub(super) fn sweep(&mut self) {
+        for _ in 0..SWEPT_MAX.min(self.topics.capacity()) {
+            let index = self.sweep_position;
+            self.sweep_position = if index + 1 < self.topics.capacity() { index + 1 } else { 0 };
+            if self.sweep_position == 0 && self.shard == 0 {
+                self.registry.sweep();
+            }
+            let Some(topic) = self.topics.get_mut(index) else { continue };
+            let used = std::mem::take(&mut topic.used);
+            if !used && topic.subscribers.is_empty() && topic.staged.count == 0 {
+                let topic = self.topics.remove(index);
+                self.names.remove(topic.interest.name());
+            }
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.topics.len()
+    }
+
+    fn post_alone(&mut self, index: u32, post: Post<'_>) {
+        self.seal(index);
+        let topic = &self.topics[index as usize];
+        let mut frames = Vec::with_capacity(frame_bytes(post.payload.len()));
+        append_frame(&mut frames, post.opcode, post.payload);
+        let own =
+            post.publisher.map(|publisher| [OwnFrame { publisher, start: 0, end: frames.len() }].into());
+        let publication = Publication {
+            topic: Arc::clone(&topic.interest),
+            frames: Arc::new(frames),
+            count: 1,
+            own,
+            key: post.key,
+        };
+        self.ready.push_back(Ready { topic: index, publication, forward: true });
+    }
+
+    /// Where the next frame of a topic goes.
+    fn stage(&mut self, index: u32, is_foreign: bool) -> &mut Staged {
+        let staged = &self.topics[index as usize].staged;
+        if staged.count > 0 && (staged.is_foreign != is_foreign || staged.frames.len() >= GATHERED_BYTES_MAX)
+        {
+            self.seal(index);
+        }
+        let topic = &mut self.topics[index as usize];
+        if topic.staged.count == 0 {
+            topic.staged.is_foreign = is_foreign;
+            match topic.settings.window {
+                Some(window) => self.opened.push((index, window)),
+                None => self.staged.push(index),
+            }
+        }
+        &mut topic.staged
+    }
+}
