@@ -16,7 +16,7 @@ use signal_hook::{
 use super::{Config, EngineHandle, Error, cores::pin, handle::ShardHandle};
 use crate::{
     connection::Timestamp,
-    os::{Clock, Listener},
+    os::{Clock, Event, Listener},
     runtime::{Backend, DriverChoice, Mailbox, Worker, WorkerSettings, build, settle},
     shard::{Counters, Handler, MeshSeat, Shard, TopicRegistry},
 };
@@ -257,8 +257,9 @@ fn run_shard<H: Handler>(
     if !pin(seat.info.core) {
         tracing::warn!(core = seat.info.core, "the shard could not be pinned");
     }
-    let mut runtime = match build(&seat.backend) {
-        Ok(runtime) => runtime,
+    let built = build(&seat.backend).and_then(|runtime| Ok((runtime, Event::new()?)));
+    let (mut runtime, turns) = match built {
+        Ok(built) => built,
         Err(error) => {
             let _ = ready.send(Err(error));
             return;
@@ -283,8 +284,12 @@ fn run_shard<H: Handler>(
         rides_ring: matches!(seat.backend, Backend::IoUring(_)),
         ring,
         clock,
+<<<<<<< Updated upstream
         mailboxes: seat.mailboxes,
         index: seat.info.index,
+=======
+        turns,
+>>>>>>> Stashed changes
     };
     let ready = move |opened| drop(ready.send(opened));
     runtime.block_on(async {

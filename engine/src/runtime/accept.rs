@@ -20,17 +20,26 @@ pub(super) async fn accept<H: Handler>(worker: Rc<Worker<H>>, listener: Rc<Liste
             tracing::error!(%error, "the listener is broken");
             return;
         }
+<<<<<<< Updated upstream
         worker.begin_turn();
         if let Turn::Exhausted = accept_waiting(&worker, &listener) {
             monoio::time::sleep(BACK_OFF).await;
+=======
+        match accept_waiting(&worker, &listener) {
+            Turn::Done => {}
+            Turn::Full => worker.turns.give_way().await,
+            Turn::Exhausted => monoio::time::sleep(BACK_OFF).await,
+>>>>>>> Stashed changes
         }
     }
 }
 
 /// How a turn of accepting ended.
 pub(super) enum Turn {
-    /// Nobody waits, or the others are due.
+    /// Nobody waits.
     Done,
+    /// More may wait, but the others are due.
+    Full,
     /// Descriptors or memory have run out.
     Exhausted,
 }
@@ -76,5 +85,5 @@ pub(super) fn accept_waiting<H: Handler>(worker: &Rc<Worker<H>>, listener: &List
             }
         }
     }
-    Turn::Done
+    Turn::Full
 }

@@ -39,6 +39,9 @@ const SMALL_RECEIVES: u8 = 8;
 /// Sends from this size on go straight to the socket: the ring is slower for them.
 const DIRECT_SEND_BYTES_MIN: usize = 8 * 1024;
 
+/// Receives that a connection makes in one turn before the others get theirs.
+const ARRIVALS_MAX: u8 = 4;
+
 /// Serves one connection to its end.
 pub(super) async fn serve<H: Handler>(worker: Rc<Worker<H>>, socket: Socket, id: ConnectionId) {
     let mut task = Task {
@@ -57,7 +60,11 @@ pub(super) async fn serve<H: Handler>(worker: Rc<Worker<H>>, socket: Socket, id:
     })
     .await;
     poll_fn(|context| {
+<<<<<<< Updated upstream
         task.worker.begin_turn();
+=======
+        let mut arrivals = 0;
+>>>>>>> Stashed changes
         loop {
             if let Some(outcome) = poll_slot(sending.as_mut(), context) {
                 task.handle_sent(outcome);
@@ -69,10 +76,17 @@ pub(super) async fn serve<H: Handler>(worker: Rc<Worker<H>>, socket: Socket, id:
                 continue;
             }
             if receiving.is_none() && task.wants_receive() {
+                if arrivals == ARRIVALS_MAX {
+                    task.worker.turns.wait(context.waker());
+                    return Poll::Pending;
+                }
                 receiving.set(Some(arrive(task.socket.clone(), task.lease())));
             }
             match poll_slot(receiving.as_mut(), context) {
-                Some(arrival) => task.handle_arrival(arrival),
+                Some(arrival) => {
+                    arrivals += 1;
+                    task.handle_arrival(arrival);
+                }
                 None if task.closing && receiving.is_none() && sending.is_none() => return Poll::Ready(()),
                 None => return Poll::Pending,
             }

@@ -8,6 +8,7 @@ mod accept;
 mod connection;
 mod driver;
 mod spawn;
+mod turns;
 mod worker;
 
 pub(crate) use driver::{Backend, DriverChoice, build};

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use super::{accept, connection::HotConnection, spawn};
+use super::{accept, connection::HotConnection, spawn, turns};
 use crate::{
     buffer::{HEADROOM_BYTES, LeasePool},
     connection::Timestamp,
@@ -81,8 +81,13 @@ pub(crate) struct WorkerSettings {
     pub(crate) rides_ring: bool,
     pub(crate) ring: Option<RingHandle>,
     pub(crate) clock: Clock,
+<<<<<<< Updated upstream
     pub(crate) mailboxes: Arc<[Arc<Mailbox>]>,
     pub(crate) index: usize,
+=======
+    /// Signalled and awaited by the worker itself.
+    pub(crate) turns: Event,
+>>>>>>> Stashed changes
 }
 
 /// One core's shard with everything the tasks of its thread share.
@@ -100,6 +105,7 @@ pub(crate) struct Worker<H: Handler> {
     /// The task of each connection, by slot.
     wakers: RefCell<Vec<Option<Waker>>>,
     pub(super) futures: spawn::Futures,
+    pub(super) turns: turns::Turns,
     clock: Clock,
     ended: Cell<bool>,
     /// Tasks of the worker's own that are still running.
@@ -128,6 +134,7 @@ impl<H: Handler> Worker<H> {
             shard: RefCell::new(shard),
             wakers: RefCell::default(),
             futures: spawn::Futures::default(),
+            turns: turns::Turns::new(settings.turns),
             clock: settings.clock,
             ended: Cell::new(false),
             tasks: Cell::new(0),
@@ -144,6 +151,7 @@ impl<H: Handler> Worker<H> {
 
     /// Serves until it is told to stop. Afterwards nothing is in flight. `ready` hears first whether everything that takes
     /// a descriptor could be opened.
+<<<<<<< Updated upstream
     pub(crate) async fn run(self: Rc<Self>, listener: Listener, ready: impl FnOnce(io::Result<()>)) {
         let mut control = pin!(Rc::clone(&self).control(listener, ready));
         poll_fn(|context| {
@@ -222,6 +230,19 @@ impl<H: Handler> Worker<H> {
         let open =
             || Ok((mailbox.bell.signal().as_socket()?, Socket::new(listener.as_fd().try_clone_to_owned()?)?));
         let (mailbox_socket, listener_socket) = match open() {
+=======
+    pub(crate) async fn run(
+        self: Rc<Self>,
+        listener: Listener,
+        mailbox: Arc<Mailbox>,
+        ready: impl FnOnce(io::Result<()>),
+    ) {
+        let open = || {
+            let listener = Socket::new(listener.as_fd().try_clone_to_owned()?)?;
+            Ok((mailbox.event.as_socket()?, listener, self.turns.as_socket()?))
+        };
+        let (mailbox_socket, listener_socket, turns_socket) = match open() {
+>>>>>>> Stashed changes
             Ok(opened) => opened,
             Err(error) => return ready(Err(error)),
         };
@@ -229,6 +250,7 @@ impl<H: Handler> Worker<H> {
         let listener = Rc::new(listener);
         self.spawn_task(accept::accept(Rc::clone(&self), Rc::clone(&listener), listener_socket));
         self.spawn_task(Rc::clone(&self).tick());
+        self.spawn_task(turns::serve(Rc::clone(&self), turns_socket));
         let deadline = loop {
             if let Err(error) = mailbox_socket.clone().readable().await {
                 tracing::error!(%error, "the mailbox is broken");
@@ -354,6 +376,7 @@ impl<H: Handler> Worker<H> {
         }
         self.futures.end();
         self.ended.set(true);
+        self.turns.end();
         while self.tasks.get() > 0 || !self.shard.borrow().is_empty() {
             monoio::time::sleep(SETTLE).await;
         }
@@ -390,7 +413,7 @@ impl Signal for Event {
 
 impl Event {
     /// A socket of this thread's runtime to wait for the event with.
-    fn as_socket(&self) -> io::Result<Socket> {
+    pub(super) fn as_socket(&self) -> io::Result<Socket> {
         Socket::new(self.as_fd().try_clone_to_owned()?)
     }
 }
