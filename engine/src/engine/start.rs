@@ -284,12 +284,9 @@ fn run_shard<H: Handler>(
         rides_ring: matches!(seat.backend, Backend::IoUring(_)),
         ring,
         clock,
-<<<<<<< Updated upstream
         mailboxes: seat.mailboxes,
         index: seat.info.index,
-=======
         turns,
->>>>>>> Stashed changes
     };
     let ready = move |opened| drop(ready.send(opened));
     runtime.block_on(async {

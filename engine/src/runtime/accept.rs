@@ -20,16 +20,11 @@ pub(super) async fn accept<H: Handler>(worker: Rc<Worker<H>>, listener: Rc<Liste
             tracing::error!(%error, "the listener is broken");
             return;
         }
-<<<<<<< Updated upstream
         worker.begin_turn();
-        if let Turn::Exhausted = accept_waiting(&worker, &listener) {
-            monoio::time::sleep(BACK_OFF).await;
-=======
         match accept_waiting(&worker, &listener) {
             Turn::Done => {}
             Turn::Full => worker.turns.give_way().await,
             Turn::Exhausted => monoio::time::sleep(BACK_OFF).await,
->>>>>>> Stashed changes
         }
     }
 }

@@ -60,11 +60,8 @@ pub(super) async fn serve<H: Handler>(worker: Rc<Worker<H>>, socket: Socket, id:
     })
     .await;
     poll_fn(|context| {
-<<<<<<< Updated upstream
         task.worker.begin_turn();
-=======
         let mut arrivals = 0;
->>>>>>> Stashed changes
         loop {
             if let Some(outcome) = poll_slot(sending.as_mut(), context) {
                 task.handle_sent(outcome);

@@ -81,13 +81,10 @@ pub(crate) struct WorkerSettings {
     pub(crate) rides_ring: bool,
     pub(crate) ring: Option<RingHandle>,
     pub(crate) clock: Clock,
-<<<<<<< Updated upstream
     pub(crate) mailboxes: Arc<[Arc<Mailbox>]>,
     pub(crate) index: usize,
-=======
     /// Signalled and awaited by the worker itself.
     pub(crate) turns: Event,
->>>>>>> Stashed changes
 }
 
 /// One core's shard with everything the tasks of its thread share.
@@ -151,7 +148,6 @@ impl<H: Handler> Worker<H> {
 
     /// Serves until it is told to stop. Afterwards nothing is in flight. `ready` hears first whether everything that takes
     /// a descriptor could be opened.
-<<<<<<< Updated upstream
     pub(crate) async fn run(self: Rc<Self>, listener: Listener, ready: impl FnOnce(io::Result<()>)) {
         let mut control = pin!(Rc::clone(&self).control(listener, ready));
         poll_fn(|context| {
@@ -227,22 +223,11 @@ impl<H: Handler> Worker<H> {
 
     async fn control(self: Rc<Self>, listener: Listener, ready: impl FnOnce(io::Result<()>)) {
         let mailbox = Arc::clone(&self.mailboxes[self.index]);
-        let open =
-            || Ok((mailbox.bell.signal().as_socket()?, Socket::new(listener.as_fd().try_clone_to_owned()?)?));
-        let (mailbox_socket, listener_socket) = match open() {
-=======
-    pub(crate) async fn run(
-        self: Rc<Self>,
-        listener: Listener,
-        mailbox: Arc<Mailbox>,
-        ready: impl FnOnce(io::Result<()>),
-    ) {
         let open = || {
             let listener = Socket::new(listener.as_fd().try_clone_to_owned()?)?;
-            Ok((mailbox.event.as_socket()?, listener, self.turns.as_socket()?))
+            Ok((mailbox.bell.signal().as_socket()?, listener, self.turns.as_socket()?))
         };
         let (mailbox_socket, listener_socket, turns_socket) = match open() {
->>>>>>> Stashed changes
             Ok(opened) => opened,
             Err(error) => return ready(Err(error)),
         };
