@@ -40,7 +40,8 @@ pub mod simd;
 
 pub use connection::{CloseReason, Initiator, OutboxFull, SendStatus};
 pub use engine::{
-    Answer, Config, ConfigError, Cores, Driver, Engine, EngineHandle, Error, HandleError, ShardInfo, Topic,
+    Answer, Config, ConfigError, Cores, Driver, Engine, EngineHandle, Error, HandleError, PortSharing,
+    ShardInfo, Topic,
 };
 pub use protocol::{
     CloseCode,

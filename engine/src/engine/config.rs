@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use super::{Cores, Driver};
+use super::{Cores, Driver, PortSharing};
 use crate::{
     connection::{OutboxFull, OutboxLimits, Settings, Timeouts},
     protocol::{CloseCode, Limits},
@@ -27,6 +27,8 @@ pub struct Config {
     pub cores: Cores,
     /// How the kernel is spoken to. Default: io_uring where it can be had, else epoll.
     pub driver: Driver,
+    /// Whether other processes may listen on the same address. Default: no.
+    pub port_sharing: PortSharing,
     /// Connections that wait to be accepted, per core. Default: 4096; the kernel's `net.core.somaxconn` caps it.
     pub backlog: u32,
     /// Connections per shard; more are turned away with 503. Default: 1,000,000.
@@ -114,6 +116,7 @@ impl Config {
             listen,
             cores: Cores::All,
             driver: Driver::Auto,
+            port_sharing: PortSharing::Exclusive,
             backlog: 4096,
             connections_max: 1_000_000,
             message_bytes_max: 1024 * 1024,

@@ -10,4 +10,4 @@ pub use config::{Config, ConfigError};
 pub use cores::Cores;
 pub use error::Error;
 pub use handle::{Answer, EngineHandle, HandleError, Topic};
-pub use start::{Driver, Engine, ShardInfo};
+pub use start::{Driver, Engine, PortSharing, ShardInfo};

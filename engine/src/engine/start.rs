@@ -33,6 +33,17 @@ pub enum Driver {
     Epoll,
 }
 
+/// Whether other processes may listen on the same address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PortSharing {
+    /// An address that somebody listens on is an error.
+    #[default]
+    Exclusive,
+    /// Processes of the same user share the address (SO_REUSEPORT), for a restart without a gap: the kernel spreads
+    /// connections over all of them.
+    Shared,
+}
+
 /// What a shard's handler is told when it is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -297,6 +308,9 @@ fn run_shard<H: Handler>(
 
 fn listen(config: &Config, count: usize) -> Result<(Vec<Listener>, SocketAddr), Error> {
     let mut address = config.listen;
+    if config.port_sharing == PortSharing::Exclusive {
+        Listener::check_free(address).map_err(|error| Error::listen(address, error))?;
+    }
     let mut listeners = Vec::with_capacity(count);
     for _ in 0..count {
         let listener =

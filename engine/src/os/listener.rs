@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use rustix::net::{Shutdown, SocketFlags, accept_with, getpeername, shutdown};
+use rustix::net::{Shutdown, SocketFlags, acceptfrom_with, shutdown};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// A listening TCP socket.
@@ -14,15 +14,16 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 pub(crate) struct Listener(OwnedFd);
 
 impl Listener {
+    /// Fails when somebody else listens on `address`: with SO_REUSEPORT alone, a second server of the same user would share
+    /// the port in silence.
+    pub(crate) fn check_free(address: SocketAddr) -> io::Result<()> {
+        stream_socket(address)?.bind(&SockAddr::from(address))
+    }
+
     /// Binds and listens with SO_REUSEPORT.
     pub(crate) fn bind(address: SocketAddr, backlog: u32) -> io::Result<Self> {
-        let socket =
-            Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
+        let socket = stream_socket(address)?;
         socket.set_reuse_port(true)?;
-        if address.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
         socket.bind(&SockAddr::from(address))?;
         socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
         Ok(Self(socket.into()))
@@ -36,10 +37,9 @@ impl Listener {
 
     /// Accepts a connection if one is waiting. The descriptor blocks, as io_uring wants it, and is not inherited.
     pub(crate) fn accept(&self) -> io::Result<(OwnedFd, SocketAddr)> {
-        let socket = accept_with(&self.0, SocketFlags::CLOEXEC)?;
-        let peer = getpeername(&socket)?
-            .and_then(|address| SocketAddr::try_from(address).ok())
-            .ok_or(io::ErrorKind::NotConnected)?;
+        let (socket, peer) = acceptfrom_with(&self.0, SocketFlags::CLOEXEC)?;
+        let peer =
+            peer.and_then(|address| SocketAddr::try_from(address).ok()).ok_or(io::ErrorKind::NotConnected)?;
         Ok((socket, peer))
     }
 
@@ -47,6 +47,15 @@ impl Listener {
     pub(crate) fn shut(&self) {
         let _ = shutdown(&self.0, Shutdown::Both);
     }
+}
+
+fn stream_socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
 }
 
 impl AsFd for Listener {
