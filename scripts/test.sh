@@ -44,7 +44,7 @@ step_lint() {
 
 step_test() {
     local log=$logs/tests.txt
-    cargo test --workspace --locked 2>&1 | tee "$log"
+    cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log"
     note "$(awk '/^test result: ok/ { passed += $4 } END { print passed " tests" }' "$log")"
 }
 
