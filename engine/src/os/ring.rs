@@ -58,6 +58,8 @@ impl std::fmt::Display for RingFlags {
 /// # Errors
 /// When the kernel refuses any ring: too old, or io_uring is blocked.
 pub(crate) fn probe_ring() -> io::Result<RingFlags> {
+    // A ring made here would be taken for the one that `capture` looks for on another thread.
+    let _guard = BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let works = |flags: RingFlags| flags.builder().build(8);
     works(RingFlags::default())?;
     let mut flags = RingFlags::default();
