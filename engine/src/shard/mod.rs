@@ -433,8 +433,10 @@ impl<H: Handler> Shard<H> {
         action: &mut dyn FnMut(&mut Connection<'_, H::Session>),
     ) -> Result<(), LocalError> {
         self.context.now = now;
+        // Slots and generations are counted by each shard for itself.
+        let own = id.shard() == usize::from(self.context.shard);
         let open = find(&mut self.slots, id).is_some_and(|slot| slot.session.is_some());
-        if !open {
+        if !own || !open {
             return Err(LocalError::Gone);
         }
         self.call(id, |_, connection| action(connection));
