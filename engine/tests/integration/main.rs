@@ -19,4 +19,5 @@ mod client;
 mod script;
 mod server;
 
+mod backpressure;
 mod echo;

@@ -1,0 +1,366 @@
+//! Peers that read slowly or not at all: the outbox keeps to its limit, and what does leave is whole and in order.
+
+use std::{
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use ringwire::{
+    CloseCode, CloseReason, Config, Driver, Initiator, OutboxFull, SendStatus,
+    protocol::{OpCode, frame::frame_bytes},
+};
+
+use crate::{
+    client::{Client, Received, noise},
+    script::Script,
+    server::{Server, collect, config, wait_until_empty},
+};
+
+on_both_drivers!(
+    the_outbox_is_filled_to_its_limit_and_not_beyond,
+    the_newest_is_dropped_and_the_connection_lives,
+    a_full_outbox_closes_the_connection,
+    a_full_outbox_of_a_peer_that_never_reads_ends_it,
+    an_outbox_filled_on_open_follows_the_answer_to_the_upgrade,
+    relayed_messages_are_never_torn,
+    unread_pongs_are_bounded_and_the_newest_arrives,
+    a_stalled_send_survives_a_quiet_second,
+    an_outbox_that_drains_slowly_stays_in_order,
+);
+
+/// What one connection of these tests is given, so that the kernel's buffers are full after a few sends of it.
+const FLOOD_BYTES: usize = 16 * 1024 * 1024;
+const OUTBOX_BYTES: usize = 100_000;
+
+fn tight(driver: Driver, full: OutboxFull) -> Config {
+    let mut config = config(driver);
+    config.outbox_bytes_max = OUTBOX_BYTES;
+    config.outbox_bytes_high = OUTBOX_BYTES / 2;
+    config.outbox_bytes_low = OUTBOX_BYTES / 10;
+    config.outbox_full = full;
+    config
+}
+
+/// Message `index` of a stream: its number, then noise.
+fn numbered(index: usize, bytes: usize) -> Vec<u8> {
+    let mut payload = noise(bytes.max(8), index as u64);
+    payload[..8].copy_from_slice(&(index as u64).to_be_bytes());
+    payload
+}
+
+fn number(payload: &[u8]) -> usize {
+    let number = u64::from_be_bytes(*payload.first_chunk().expect("a number")) as usize;
+    assert!(payload == numbered(number, payload.len()), "message {number} is damaged");
+    number
+}
+
+/// What the server tells of the sends that one message asked for.
+#[derive(Clone, Debug, Default)]
+struct Told {
+    outbox_bytes_before: usize,
+    statuses: Vec<SendStatus>,
+    outbox_bytes: Vec<usize>,
+}
+
+/// Sends as many numbered messages as the client's text says, of the size it says, and tells what came of it.
+fn sender(told: &mpsc::Sender<Told>) -> Script {
+    let told = told.clone();
+    let mut next = 0;
+    Script::echo().on_message(move |connection, message| {
+        let asked = String::from_utf8(message.bytes().to_vec()).expect("a text");
+        let (count, bytes) = asked.split_once(' ').expect("two numbers");
+        let (count, bytes): (usize, usize) = (count.parse().expect("count"), bytes.parse().expect("bytes"));
+        let mut result = Told { outbox_bytes_before: connection.outbox_bytes(), ..Told::default() };
+        for _ in 0..count {
+            result.statuses.push(connection.send(&numbered(next, bytes)));
+            result.outbox_bytes.push(connection.outbox_bytes());
+            next += 1;
+        }
+        told.send(result).expect("the test listens");
+    })
+}
+
+/// Asks for numbered messages until the server's outbox has been full.
+fn fill(client: &mut Client, told: &mpsc::Receiver<Told>, bytes: usize) -> Vec<Told> {
+    let mut all = Vec::new();
+    for _ in 0..FLOOD_BYTES / bytes {
+        client.send_text(&format!("10 {bytes}"));
+        all.extend(collect(told, 1));
+        if all.last().is_some_and(|told| told.statuses.contains(&SendStatus::Dropped)) {
+            return all;
+        }
+    }
+    panic!("the outbox was never full");
+}
+
+fn the_outbox_is_filled_to_its_limit_and_not_beyond(driver: Driver) {
+    let (tell, told) = mpsc::channel();
+    let server = Server::start(tight(driver, OutboxFull::DropNewest), move |_| sender(&tell));
+    for bytes in [8, 100, 125, 126, 1000, 8000, 9000, 40_000] {
+        let mut client = Client::connect_narrow(server.address, 32 * 1024);
+        let all = fill(&mut client, &told, bytes);
+        let mut fullest = 0;
+        for told in &all {
+            let mut before = told.outbox_bytes_before;
+            for (status, outbox) in told.statuses.iter().zip(&told.outbox_bytes) {
+                assert!(*outbox <= OUTBOX_BYTES, "{outbox} bytes wait, {bytes} bytes each");
+                fullest = fullest.max(*outbox);
+                match status {
+                    SendStatus::Dropped => {
+                        assert!(before + frame_bytes(bytes) > OUTBOX_BYTES, "dropped with {before} waiting");
+                        assert_eq!(*outbox, before);
+                    }
+                    SendStatus::Backpressure => assert!(*outbox > OUTBOX_BYTES / 2),
+                    SendStatus::Sent => assert!(*outbox <= OUTBOX_BYTES / 2),
+                }
+                before = *outbox;
+            }
+        }
+        assert!(fullest + frame_bytes(bytes) > OUTBOX_BYTES, "only {fullest} bytes waited");
+        client.reset();
+        // The next one's numbers go on from here: one connection at a time.
+        wait_until_empty(&server);
+    }
+}
+
+fn the_newest_is_dropped_and_the_connection_lives(driver: Driver) {
+    let (tell, told) = mpsc::channel();
+    let (drain, drained) = mpsc::channel();
+    let server = Server::start(tight(driver, OutboxFull::DropNewest), move |_| {
+        let drain = drain.clone();
+        sender(&tell).on_drain(move |connection| {
+            drain.send(connection.outbox_bytes()).expect("the test listens");
+            let _ = connection.send("drained");
+        })
+    });
+    let mut client = Client::connect_narrow(server.address, 32 * 1024);
+    let mut sent = Vec::new();
+    let mut dropped = 0;
+    let mut first = 0;
+    for _ in 0..3 {
+        let all = fill(&mut client, &told, 3000);
+        for (offset, status) in all.iter().flat_map(|told| &told.statuses).enumerate() {
+            if status.is_sent() { sent.push(first + offset) } else { dropped += 1 }
+        }
+        first += all.iter().map(|told| told.statuses.len()).sum::<usize>();
+        assert_eq!(drained.try_recv(), Err(mpsc::TryRecvError::Empty));
+        let mut arrived = Vec::new();
+        loop {
+            match client.receive() {
+                Received::Binary(payload) => arrived.push(number(&payload)),
+                Received::Text(text) => {
+                    assert_eq!(text, "drained");
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        // Called once, at the low mark; everything that was not dropped arrived, in order, before what it sent.
+        assert!(collect(&drained, 1)[0] <= OUTBOX_BYTES / 10);
+        assert_eq!(arrived, sent);
+        sent.clear();
+    }
+    client.send_text("1 10");
+    collect(&told, 1);
+    assert_eq!(number(&client.receive_binary()), first);
+    client.close();
+    let counters = server.stop(Duration::from_secs(5));
+    assert_eq!(counters.dropped_newest, dropped);
+    assert_eq!((counters.dropped_by_close, counters.dropped_closing, counters.closed_outbox_full), (0, 0, 0));
+    assert_eq!(drained.try_iter().count(), 0);
+}
+
+fn a_full_outbox_closes_the_connection(driver: Driver) {
+    let (tell, told) = mpsc::channel();
+    let (end, ended) = mpsc::channel();
+    let full = OutboxFull::Close(CloseCode::TRY_AGAIN_LATER);
+    let server = Server::start(tight(driver, full), move |_| {
+        let end = end.clone();
+        sender(&tell).on_close(move |connection, reason| {
+            assert!(!connection.is_open());
+            end.send(reason.clone()).expect("the test listens");
+        })
+    });
+    let mut other = server.connect();
+    for bytes in [20, 3000, 9000, 40_000] {
+        let before = server.counters();
+        let mut client = Client::connect_narrow(server.address, 32 * 1024);
+        fill(&mut client, &told, bytes);
+        // What had begun to leave arrives whole, then the close frame.
+        let mut last = None;
+        let code = loop {
+            match client.receive() {
+                Received::Binary(payload) => {
+                    let number = number(&payload);
+                    assert!(last.is_none_or(|last| number == last + 1), "{number} after {last:?}");
+                    last = Some(number);
+                }
+                close @ Received::Close(_) => break close.close_code(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(code, Some(1013));
+        client.send(OpCode::Close, &1013u16.to_be_bytes());
+        client.receive_end();
+        let reason = CloseReason {
+            code: CloseCode::TRY_AGAIN_LATER,
+            reason: "outbox full".into(),
+            initiator: Initiator::Local,
+        };
+        assert_eq!(collect(&ended, 1), [reason]);
+        let after = server.counters();
+        assert_eq!(after.closed_outbox_full, before.closed_outbox_full + 1);
+        assert!(after.dropped_by_close > before.dropped_by_close, "{after:?}");
+        assert_eq!(after.timeouts_close, 0);
+    }
+    other.send_text("1 10");
+    number(&other.receive_binary());
+}
+
+fn a_full_outbox_of_a_peer_that_never_reads_ends_it(driver: Driver) {
+    for bytes in [20, 3000, 40_000] {
+        let (tell, told) = mpsc::channel();
+        let full = OutboxFull::Close(CloseCode::TRY_AGAIN_LATER);
+        let mut config = tight(driver, full);
+        config.close_timeout = Duration::from_millis(300);
+        let server = Server::start(config, move |_| sender(&tell));
+        let mut client = Client::connect_narrow(server.address, 32 * 1024);
+        fill(&mut client, &told, bytes);
+        server.eventually("the close timeout", |counters| counters.timeouts_close == 1);
+        server.eventually("the end of the connection", |counters| counters.connections_current == 0);
+        let counters = server.stop(Duration::from_secs(5));
+        assert_eq!((counters.closed_outbox_full, counters.connections_closed), (1, 1));
+    }
+}
+
+fn an_outbox_filled_on_open_follows_the_answer_to_the_upgrade(driver: Driver) {
+    let full = OutboxFull::Close(CloseCode::TRY_AGAIN_LATER);
+    let server = Server::start(tight(driver, full), |_| {
+        Script::echo().on_open(|connection| {
+            for index in 0..200 {
+                let _ = connection.send(&numbered(index, 1000));
+            }
+        })
+    });
+    // `connect` wants the answer to its upgrade first.
+    let mut client = server.connect();
+    assert_eq!(client.receive_close(), Some(1013));
+}
+
+fn relayed_messages_are_never_torn(driver: Driver) {
+    let mut config = tight(driver, OutboxFull::DropNewest);
+    config.message_bytes_max = 2 * OUTBOX_BYTES;
+    let server = Server::start(config, |_| Script::echo());
+    let mut client = Client::connect_narrow(server.address, 32 * 1024);
+    let bytes = [5000, 20, 30_000, 99_000, 70, 8000, 16_000, 4096, 4095, 1, 99_990, 120_000, 9000];
+    let start = Instant::now();
+    let mut count = 0;
+    while server.counters().dropped_newest < 100 {
+        client.send_binary(&numbered(count, bytes[count % bytes.len()]));
+        count += 1;
+        assert!(start.elapsed() < Duration::from_secs(30));
+    }
+    let mut last = None;
+    while let Some(received) = client.receive_within(Duration::from_secs(1)) {
+        let Received::Binary(payload) = received else { panic!("{received:?}") };
+        let number = number(&payload);
+        assert!(last < Some(number), "{number} after {last:?}");
+        last = Some(number);
+    }
+    client.echo("still here");
+    let counters = server.counters();
+    assert_eq!(counters.messages_received, counters.messages_sent + counters.dropped_newest);
+    client.close();
+}
+
+fn unread_pongs_are_bounded_and_the_newest_arrives(driver: Driver) {
+    let (tell, told) = mpsc::channel();
+    let server = Server::start(tight(driver, OutboxFull::DropNewest), move |_| {
+        let tell = tell.clone();
+        Script::echo().on_message(move |connection, _| {
+            tell.send(connection.outbox_bytes()).expect("the test listens");
+        })
+    });
+    let mut client = Client::connect_narrow(server.address, 32 * 1024);
+    let mut sent: u64 = 0;
+    let mut most = 0;
+    while sent < 200_000 {
+        let mut pings = Vec::new();
+        for _ in 0..1000 {
+            let mut payload = [7; 125];
+            payload[..8].copy_from_slice(&sent.to_be_bytes());
+            pings.extend(client.frame(OpCode::Ping, &payload));
+            sent += 1;
+        }
+        pings.extend(client.frame(OpCode::Text, b"how much?"));
+        client.write(&pings);
+        most = most.max(collect(&told, 1)[0]);
+    }
+    assert!(most <= OUTBOX_BYTES + 4096, "{most} bytes of pongs");
+    assert!(most > OUTBOX_BYTES, "the peer's buffers took it all: {most}");
+    let mut last = None;
+    while last != Some(sent - 1) {
+        let Received::Pong(payload) = client.receive() else { panic!("not a pong") };
+        let number = u64::from_be_bytes(*payload.first_chunk().expect("a number"));
+        assert!(last < Some(number), "{number} after {last:?}");
+        last = Some(number);
+    }
+    client.close();
+}
+
+fn a_stalled_send_survives_a_quiet_second(driver: Driver) {
+    let (tell, told) = mpsc::channel();
+    let server = Server::start(tight(driver, OutboxFull::DropNewest), move |_| sender(&tell));
+    // Many, because it is a matter of chance which of a connection's operations is found first.
+    let mut clients: Vec<_> = (0..8).map(|_| Client::connect_narrow(server.address, 32 * 1024)).collect();
+    for client in &mut clients {
+        fill(client, &told, 200);
+    }
+    // Their receives are taken back in the meantime; their sends are not.
+    thread::sleep(Duration::from_millis(2500));
+    for client in &mut clients {
+        let mut last = None;
+        while let Some(received) = client.receive_within(Duration::from_millis(200)) {
+            let Received::Binary(payload) = received else { panic!("{received:?}") };
+            let number = number(&payload);
+            assert!(last < Some(number), "{number} after {last:?}");
+            last = Some(number);
+        }
+        client.send_text("1 8");
+        collect(&told, 1);
+        client.receive_binary();
+    }
+    assert_eq!(server.counters().connections_closed, 0);
+}
+
+fn an_outbox_that_drains_slowly_stays_in_order(driver: Driver) {
+    let (tell, told) = mpsc::channel();
+    let server = Server::start(tight(driver, OutboxFull::DropNewest), move |_| sender(&tell));
+    let mut client = Client::connect_narrow(server.address, 32 * 1024);
+    let (mut last, mut arrived, mut asked) = (None, 0, 0);
+    for round in 0..400 {
+        client.send_text(&format!("20 {}", [30, 700, 5000, 9000, 17_000][round % 5]));
+        asked += 20;
+        for told in collect(&told, 1) {
+            assert!(told.outbox_bytes.iter().all(|bytes| *bytes <= OUTBOX_BYTES));
+        }
+        // Sometimes a little, sometimes all of it.
+        let patience = Duration::from_millis(if round % 50 == 49 { 100 } else { 1 });
+        for _ in 0..if round % 50 == 49 { usize::MAX } else { round % 23 } {
+            let Some(received) = client.receive_within(patience) else { break };
+            let Received::Binary(payload) = received else { panic!("{received:?}") };
+            let number = number(&payload);
+            assert!(last < Some(number), "{number} after {last:?}");
+            last = Some(number);
+            arrived += 1;
+        }
+    }
+    while client.receive_within(Duration::from_millis(500)).is_some() {
+        arrived += 1;
+    }
+    let counters = server.counters();
+    assert_eq!(counters.messages_sent + counters.dropped_newest, asked);
+    assert_eq!(counters.messages_sent, arrived);
+    client.close();
+}
