@@ -21,3 +21,4 @@ mod server;
 
 mod backpressure;
 mod echo;
+mod hostile;
