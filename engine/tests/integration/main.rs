@@ -22,3 +22,4 @@ mod server;
 mod backpressure;
 mod echo;
 mod hostile;
+mod panics;
