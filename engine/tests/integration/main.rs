@@ -23,3 +23,4 @@ mod backpressure;
 mod echo;
 mod hostile;
 mod panics;
+mod stop;
