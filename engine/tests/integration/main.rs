@@ -24,3 +24,4 @@ mod echo;
 mod hostile;
 mod panics;
 mod stop;
+mod timeouts;
