@@ -23,5 +23,6 @@ mod backpressure;
 mod echo;
 mod hostile;
 mod panics;
+mod pause;
 mod stop;
 mod timeouts;
