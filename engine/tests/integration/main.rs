@@ -21,6 +21,7 @@ mod server;
 
 mod backpressure;
 mod echo;
+mod futures;
 mod hostile;
 mod panics;
 mod pause;
