@@ -27,3 +27,4 @@ mod panics;
 mod pause;
 mod stop;
 mod timeouts;
+mod upgrade;
