@@ -23,6 +23,7 @@ mod backpressure;
 mod echo;
 mod futures;
 mod hostile;
+mod lifecycle;
 mod panics;
 mod pause;
 mod stop;

@@ -1,0 +1,153 @@
+//! Starting and ending: errors that name their cause, and nothing left running after them.
+
+use std::{
+    net::{TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use ringwire::{CloseCode, ConfigError, Cores, Driver, Engine, Error, OutboxFull};
+
+use crate::{
+    client::eventually,
+    script::Script,
+    server::{Server, config, ended_within},
+};
+
+on_both_drivers!(
+    an_address_in_use_is_an_error,
+    a_bad_configuration_is_an_error,
+    a_core_outside_the_mask_is_an_error,
+    a_panicking_factory_is_an_error,
+    a_dropped_engine_ends,
+    an_engine_starts_where_another_has_stopped,
+    engines_started_at_once_all_take_buffers_back,
+    every_shard_has_its_own_handler,
+);
+
+fn start(config: ringwire::Config) -> Result<Engine, Error> {
+    Engine::start(config, |_| Script::echo())
+}
+
+fn an_address_in_use_is_an_error(driver: Driver) {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let mut config = config(driver);
+    config.listen = taken.local_addr().expect("an address");
+    let error = start(config.clone()).expect_err("somebody else listens there");
+    assert!(matches!(error, Error::AddressInUse { address } if address == config.listen), "{error:?}");
+    config.listen = ([203, 0, 113, 1], 0).into();
+    let error = start(config).expect_err("not an address of this machine");
+    assert!(matches!(error, Error::Listen { .. }), "{error:?}");
+}
+
+fn a_bad_configuration_is_an_error(driver: Driver) {
+    let mut zero = config(driver);
+    zero.connections_max = 0;
+    let mut marks = config(driver);
+    marks.outbox_bytes_low = marks.outbox_bytes_max + 1;
+    let mut code = config(driver);
+    code.outbox_full = OutboxFull::Close(CloseCode::NO_STATUS);
+    for (config, expected) in [
+        (zero, ConfigError::Zero { field: "connections_max" }),
+        (marks, ConfigError::OutboxMarks { low: 1024 * 1024 + 1, high: 256 * 1024, max: 1024 * 1024 }),
+        (code, ConfigError::CloseCode { code: 1005 }),
+    ] {
+        let error = start(config).expect_err("a contradiction");
+        assert!(matches!(&error, Error::Config(found) if *found == expected), "{error:?}");
+    }
+}
+
+fn a_core_outside_the_mask_is_an_error(driver: Driver) {
+    let mut config = config(driver);
+    config.cores = Cores::List(vec![0, 4000]);
+    let error = start(config).expect_err("nobody has so many cores");
+    assert!(matches!(error, Error::CoreUnavailable { core: 4000, .. }), "{error:?}");
+}
+
+fn a_panicking_factory_is_an_error(driver: Driver) {
+    let mut config = config(driver);
+    config.cores = Cores::All;
+    let listen = {
+        let engine = start(config.clone()).expect("the engine starts");
+        engine.local_address()
+    };
+    config.listen = listen;
+    // The last shard's factory panics: the others must not stay behind.
+    let error = ended_within(Duration::from_secs(10), move || {
+        Engine::start(config, |info| {
+            assert!(info.index + 1 < info.shards, "in the factory");
+            Script::echo()
+        })
+        .map(drop)
+    });
+    let error = error.expect("it must not hang").expect_err("a shard is missing");
+    assert!(matches!(error, Error::ShardPanicked { .. }), "{error:?}");
+    assert!(TcpStream::connect(listen).is_err(), "a shard still listens");
+}
+
+fn a_dropped_engine_ends(driver: Driver) {
+    let engine = start(config(driver)).expect("the engine starts");
+    let address = engine.local_address();
+    let mut client = crate::client::Client::connect(address);
+    client.echo("before");
+    let dropping = thread::spawn(move || drop(engine));
+    assert_eq!(client.receive_close(), Some(1001));
+    drop(client);
+    eventually("the end", || dropping.is_finished());
+    assert!(TcpStream::connect(address).is_err(), "it still listens");
+}
+
+fn an_engine_starts_where_another_has_stopped(driver: Driver) {
+    let server = Server::echo(driver);
+    let mut again = config(driver);
+    again.listen = server.address;
+    let clients: Vec<_> = (0..10).map(|_| server.connect()).collect();
+    // The server closes first, so it is its port that is in TIME_WAIT.
+    let closing: Vec<_> = clients
+        .into_iter()
+        .map(|mut client| thread::spawn(move || assert_eq!(client.receive_close(), Some(1001))))
+        .collect();
+    server.stop(Duration::from_secs(5));
+    closing.into_iter().for_each(|client| client.join().expect("a close"));
+    let server = Server::start(again, |_| Script::echo());
+    server.connect().echo("the second");
+}
+
+fn engines_started_at_once_all_take_buffers_back(driver: Driver) {
+    let starting: Vec<_> = (0..6).map(|_| thread::spawn(move || Server::echo(driver))).collect();
+    let servers: Vec<_> = starting.into_iter().map(|server| server.join().expect("it starts")).collect();
+    let mut clients: Vec<_> = servers.iter().map(Server::connect).collect();
+    for client in &mut clients {
+        (0..10).for_each(|_| client.echo("active"));
+    }
+    if driver == Driver::IoUring {
+        for server in &servers {
+            server.eventually("its buffer", |counters| counters.receives_cancelled == 1);
+        }
+    }
+    clients.iter_mut().for_each(|client| client.echo("still here"));
+}
+
+fn every_shard_has_its_own_handler(driver: Driver) {
+    let mut config = config(driver);
+    config.cores = Cores::All;
+    let made = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&made);
+    let engine = Engine::start(config, move |info| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        assert!(info.index < info.shards);
+        assert!(thread::current().name().is_some_and(|name| name == format!("ringwire-{}", info.index)));
+        Script::echo()
+    })
+    .expect("the engine starts");
+    assert_eq!(made.load(Ordering::Relaxed), engine.cores().len());
+    assert_eq!(engine.handle().counters_by_shard().len(), engine.cores().len());
+    assert_eq!(engine.driver_name(), if driver == Driver::Epoll { "epoll" } else { "io_uring" });
+    let mut clients: Vec<_> =
+        (0..50).map(|_| crate::client::Client::connect(engine.local_address())).collect();
+    clients.iter_mut().for_each(|client| client.echo("anywhere"));
+}
