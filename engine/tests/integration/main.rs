@@ -20,6 +20,7 @@ mod script;
 mod server;
 
 mod backpressure;
+mod buffers;
 mod echo;
 mod futures;
 mod hostile;
