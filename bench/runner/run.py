@@ -127,7 +127,7 @@ class Session:
         if self.options.smoke:
             return 0.1, 0.4
         if self.options.quick:
-            return 0.2, self.options.seconds or min(scenario.get("seconds", 0.8), 2)
+            return 0.2, self.options.seconds or scenario.get("quick_seconds", 0.8)
         return 0.5, self.options.seconds or scenario.get("seconds", 2.0)
 
     # ---- how ----
@@ -192,7 +192,8 @@ class Session:
             if scenario["report"] == "rate":
                 for share in scenario["shares"]:
                     rate = self.highest_rate(scenario, engine) * share
-                    result = self.load(scenario, engine, extra=["--rate", f"{rate:.0f}"])
+                    asked = rate / scenario.get("deliveries", 1)
+                    result = self.load(scenario, engine, extra=["--rate", f"{asked:.1f}"])
                     self.keep(record | {"share": share, "rate": rate, **result})
                     say(f"{where} at {share:.0%}: {report.headline(scenario, result)} ({minutes(left)} left)")
             else:
@@ -209,10 +210,11 @@ class Session:
         """What the shares are shares of: the lower of what the engine and the reference reach in closed loop."""
         for name in (REFERENCE, engine.name):
             contender = next((e for e in self.engines if e.name == name and not e.obstacle(scenario["mode"])), None)
-            if contender and name not in self.rates:
+            if contender and (scenario["name"], name) not in self.rates:
                 result = self.load(scenario | {"load": scenario["calibrate"]}, contender)
-                self.rates[name] = result["results"]["messages_per_second"]
-        return min(self.rates.get(REFERENCE, self.rates[engine.name]), self.rates[engine.name])
+                self.rates[scenario["name"], name] = result["results"]["messages_per_second"]
+        own = self.rates[scenario["name"], engine.name]
+        return min(self.rates.get((scenario["name"], REFERENCE), own), own)
 
     def load(self, scenario, engine, extra=()):
         """A fresh server, loaded once."""
