@@ -43,9 +43,7 @@ step_lint() {
 }
 
 step_test() {
-    local log=$logs/tests.txt
-    cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log"
-    note "$(awk '/^test result: ok/ { passed += $4 } END { print passed " tests" }' "$log")"
+    cargo test --workspace --locked --no-fail-fast
 }
 
 # The rules of the sources: layers, no clock or socket where none belongs, no unsafe outside its rooms.
@@ -91,7 +89,6 @@ step_fuzz() {
         fi
         echo "$name: $(sed -n 's/^stat::number_of_executed_units: *//p' "$logs/fuzz-$name.txt") inputs"
     done
-    note "$(wc -w <<<"$names") targets, $fuzz_seconds s each"
 }
 
 step_autobahn() {
@@ -99,7 +96,6 @@ step_autobahn() {
     need_io_uring "$1"
     build_echo
     scripts/autobahn/run.sh "$1"
-    note "$(tail -n 1 "$logs/autobahn-$1.log")"
 }
 
 # step_client CLIENT DRIVER
@@ -116,7 +112,6 @@ step_client() {
     need_io_uring "$2"
     build_echo
     scripts/clients/run.sh "$1" "$2"
-    note "$(grep -c '^ok ' "$logs/$1-$2.log") checks"
 }
 
 step_bench() {
@@ -141,8 +136,17 @@ skip() {
     exit 77
 }
 
-# What the summary says about a step that passed.
-note() { echo "$*" >"$logs/note"; }
+# about STEP: what the summary says about a step that passed, from its output.
+about() {
+    local log=$logs/$1.log
+    case $1 in
+    test | loom) awk '/^test result: ok/ { passed += $4 } END { print passed " tests" }' "$log" ;;
+    fuzz) echo "$(grep -c ' inputs$' "$log") targets, $fuzz_seconds s each" ;;
+    autobahn-*) tail -n 1 "$log" ;;
+    bench) grep -E '^[0-9]+ passed' "$log" | tail -n 1 ;;
+    *-io-uring | *-epoll) echo "$(grep -c '^ok ' "$log") checks" ;;
+    esac
+}
 
 absolute() {
     mkdir -p "$1"
@@ -209,7 +213,6 @@ rm -f "$logs/apt-updated"
 passed=0 failed=0 skipped=0 rows=() broken=
 for step in "${selected[@]}"; do
     start=$SECONDS
-    rm -f "$logs/note"
     if [ -n "$broken" ]; then
         code=77
         echo "the build failed" >"$logs/$step.log"
@@ -223,7 +226,7 @@ for step in "${selected[@]}"; do
     fi
     seconds=$((SECONDS - start))
     case $code in
-    0) result=pass passed=$((passed + 1)) about=$(cat "$logs/note" 2>/dev/null || true) ;;
+    0) result=pass passed=$((passed + 1)) about=$(about "$step" || true) ;;
     77) result=skipped skipped=$((skipped + 1)) about=$(tail -n 1 "$logs/$step.log") ;;
     *) result=fail failed=$((failed + 1)) about="exit code $code, see $logs/$step.log" ;;
     esac
