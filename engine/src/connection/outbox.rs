@@ -104,7 +104,7 @@ impl Outbox {
     /// Something could be sent now.
     #[must_use]
     pub fn has_output(&self) -> bool {
-        !self.in_flight && !(self.queue.is_empty() && self.pending_pong.is_none())
+        !self.in_flight && (!self.queue.is_empty() || self.pending_pong.is_some())
     }
 
     /// Accounts for a data frame of `bytes` that the caller sends past the queue; the caller has seen that it
@@ -247,11 +247,11 @@ impl Outbox {
         } else if let Some(memory) = buffer.into_owned() {
             corks.give(memory);
         }
-        let drained = self.reached_low_mark(bytes, limits);
+        self.note_sent(bytes);
         if let Some(payload) = self.pending_pong.take() {
             self.push_pong(&payload, limits, corks);
         }
-        drained
+        self.reached_low_mark(limits)
     }
 
     /// `bytes` left that had been [reserved](Self::reserve); `rest` is what the socket did not take.
@@ -263,7 +263,8 @@ impl Outbox {
             }
             self.queue.push_front(Entry { buffer, content: Content::Frames });
         }
-        self.reached_low_mark(bytes, limits)
+        self.note_sent(bytes);
+        self.reached_low_mark(limits)
     }
 
     /// Gives back the memory of an empty queue; called while the connection is quiet.
@@ -273,9 +274,12 @@ impl Outbox {
         }
     }
 
-    fn reached_low_mark(&mut self, sent: usize, limits: &OutboxLimits) -> bool {
-        debug_assert!(sent <= self.bytes, "more was sent than queued");
-        self.bytes -= sent;
+    fn note_sent(&mut self, bytes: usize) {
+        debug_assert!(bytes <= self.bytes, "more was sent than queued");
+        self.bytes -= bytes;
+    }
+
+    fn reached_low_mark(&mut self, limits: &OutboxLimits) -> bool {
         let drained = self.congested && self.bytes <= limits.bytes_low;
         self.congested &= !drained;
         drained

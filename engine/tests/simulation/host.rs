@@ -1,0 +1,362 @@
+//! A shard with its transports: does for it what the runtime does, over virtual links.
+//!
+//! Like the runtime's, a transport has at most one receive and one send pending, is woken for output that comes when it
+//! is not its turn, and closes its socket only when nothing is pending.
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use ringwire::{
+    CloseCode, ConnectionId, Counters, Upgrade,
+    buffer::{HEADROOM_BYTES, SendBuffer},
+    connection::{Output, Timestamp},
+    shard::{Shard, TICK_MILLIS},
+};
+
+use crate::{
+    handler::{Session, Shared, SimulatedHandler},
+    network::Link,
+};
+
+pub(crate) struct Host {
+    pub(crate) shard: Shard<SimulatedHandler>,
+    pub(crate) transports: Vec<Transport>,
+    pub(crate) deferred: Vec<(ConnectionId, Pin<Box<dyn Future<Output = Upgrade<Session>>>>)>,
+    pub(crate) counters: Arc<Counters>,
+    shared: Shared,
+    /// How often the wheel has been moved on.
+    ticks: u64,
+}
+
+/// What the runtime's task of one connection holds.
+#[derive(Debug)]
+pub(crate) struct Transport {
+    pub(crate) id: ConnectionId,
+    pub(crate) peer: usize,
+    sending: Option<SendBuffer>,
+    /// A receive of up to so many bytes is pending.
+    receiving: Option<usize>,
+    closing: bool,
+    /// There is something to do that nobody else does.
+    pub(crate) woken: bool,
+}
+
+/// Sends from this size on go straight to the socket.
+const DIRECT_SEND_BYTES_MIN: usize = 8 * 1024;
+
+impl Host {
+    pub(crate) fn new(index: usize, shared: &Shared, now: Timestamp) -> Self {
+        let counters = Arc::new(Counters::default());
+        let shard = Shard::new(
+            index as u16,
+            SimulatedHandler(shared.clone()),
+            shared.plan.settings,
+            shared.plan.connections_max,
+            Arc::clone(&counters),
+            shared.random.bits(),
+            now,
+        );
+        let ticks = now.as_millis() / TICK_MILLIS;
+        Self { shard, transports: Vec::new(), deferred: Vec::new(), counters, shared: shared.clone(), ticks }
+    }
+
+    /// A client connects.
+    pub(crate) fn accept(&mut self, peer: usize, link: &mut Link, now: Timestamp) {
+        let address = SocketAddr::from(([10, 0, 0, 1], peer as u16));
+        let is_full = self.transports.len() >= self.shared.plan.connections_max;
+        let mut model = self.shared.model.borrow_mut();
+        match self.shard.handle_accepted(address, now) {
+            Ok(id) => {
+                model.tally.accepted += 1;
+                model.check(peer, !is_full, "a connection is not accepted beyond the limit");
+                drop(model);
+                let (sending, receiving) = (None, None);
+                self.transports.push(Transport { id, peer, sending, receiving, closing: false, woken: true });
+            }
+            Err(answer) => {
+                model.tally.refused += 1;
+                model.check(peer, is_full, "a connection is not refused below the limit");
+                let _ = link.to_client.write(&answer);
+                link.to_client.end();
+                link.server_is_gone = true;
+            }
+        }
+    }
+
+    /// Runs a transport that was woken, as a scheduler does some time or other.
+    pub(crate) fn run_woken(&mut self, links: &mut [Link]) -> bool {
+        let Some(at) = self.transports.iter().position(|transport| transport.woken) else { return false };
+        self.turn(at, links);
+        true
+    }
+
+    /// A pending send makes progress, if it can.
+    pub(crate) fn complete_send(&mut self, at: usize, links: &mut [Link]) -> bool {
+        let transport = &mut self.transports[at];
+        let link = &mut links[transport.peer];
+        let (closing, failed) = (transport.closing, link.is_reset || link.to_client.has_ended());
+        if !closing && !failed && link.to_client.room() == 0 {
+            return false;
+        }
+        let Some(buffer) = transport.sending.take() else { return false };
+        let id = transport.id;
+        if failed || closing && self.shared.random.chance(50) {
+            self.shard.handle_sent(id, buffer, 0);
+            self.shard.handle_transport_error(id, "send failed");
+        } else {
+            // At times there was no room after all.
+            let random = &self.shared.random;
+            let bytes = if random.chance(10) { 0 } else { random.share(buffer.len()) };
+            let sent = link.to_client.write(&buffer.unsent()[..bytes]);
+            self.shared.model.borrow_mut().tally.bytes_sent += sent as u64;
+            self.shard.handle_sent(id, buffer, sent);
+        }
+        self.after(at, links);
+        true
+    }
+
+    /// A pending receive completes, if there is something to receive.
+    pub(crate) fn complete_receive(&mut self, at: usize, links: &mut [Link], now: Timestamp) -> bool {
+        let transport = &mut self.transports[at];
+        let Some(capacity) = transport.receiving else { return false };
+        let link = &mut links[transport.peer];
+        let id = transport.id;
+        let arrived = link.to_server.len().min(capacity);
+        if transport.closing {
+            transport.receiving = None;
+        } else if link.is_reset {
+            transport.receiving = None;
+            self.shard.handle_transport_error(id, "reset by the peer");
+        } else if arrived > 0 {
+            transport.receiving = None;
+            let received = self.shared.random.share(arrived);
+            let mut input = vec![0xEE; HEADROOM_BYTES];
+            input.extend_from_slice(link.to_server.read(received));
+            self.receive(at, link, &mut input, now);
+        } else if link.to_server.is_at_end() {
+            transport.receiving = None;
+            self.shard.handle_end_of_stream(id);
+        } else {
+            return false;
+        }
+        self.after(at, links);
+        true
+    }
+
+    fn receive(&mut self, at: usize, link: &mut Link, input: &mut [u8], now: Timestamp) {
+        let Transport { id, peer, .. } = self.transports[at];
+        let received = input.len() - HEADROOM_BYTES;
+        self.shared.model.borrow().narrate(|| format!("client {peer}: {received} bytes are received"));
+        self.shared.model.borrow_mut().tally.bytes_received += received as u64;
+        let relayed = self.shard.handle_received(id, input, now);
+        self.observe(at);
+        let Some(range) = relayed else { return };
+        let frame = &input[range];
+        let bytes = if self.shared.random.chance(20) { 0 } else { self.shared.random.share(frame.len()) };
+        let sent = link.to_client.write(&frame[..bytes]);
+        self.shared.model.borrow().narrate(|| format!("client {peer}: {sent} of {} relayed", frame.len()));
+        self.shared.model.borrow_mut().tally.bytes_sent += sent as u64;
+        self.shard.handle_relayed(id, sent, &frame[sent..]);
+    }
+
+    /// A decision that took its time is made.
+    pub(crate) fn decide(&mut self, links: &mut [Link], now: Timestamp) {
+        if self.deferred.is_empty() || self.shared.random.chance(self.shared.plan.odds.never_decide) {
+            return;
+        }
+        let at = self.shared.random.below(self.deferred.len());
+        let (id, mut decision) = self.deferred.swap_remove(at);
+        let Poll::Ready(upgrade) = decision.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
+            unreachable!("decisions are ready when they are looked at")
+        };
+        self.shard.handle_upgrade(id, upgrade, now);
+        self.carry_out(None);
+        self.observe_all(links);
+    }
+
+    pub(crate) fn tick(&mut self, links: &mut [Link], now: Timestamp) {
+        self.shard.handle_tick(now);
+        self.carry_out(None);
+        self.observe_all(links);
+        let ticks = now.as_millis() / TICK_MILLIS;
+        if std::mem::replace(&mut self.ticks, ticks) == ticks {
+            return;
+        }
+        let ticked = Timestamp::from_millis(ticks * TICK_MILLIS);
+        for transport in &self.transports {
+            let Some(endpoint) = self.shard.endpoint(transport.id) else { continue };
+            let due = endpoint.deadline(&self.shared.plan.settings) <= ticked;
+            self.shared.model.borrow_mut().check(transport.peer, !due, "a deadline passes unnoticed");
+        }
+    }
+
+    /// Somebody who holds a handle to the connection does something with it.
+    pub(crate) fn reach_in(&mut self, at: usize, links: &mut [Link], now: Timestamp) {
+        let Transport { id, peer, .. } = self.transports[at];
+        let shared = self.shared.clone();
+        let record_is_open = {
+            let model = shared.model.borrow();
+            model.records[peer].opened > model.records[peer].closed
+        };
+        let reached = self.shard.with_connection(id, now, &mut |connection| {
+            if connection.is_open() {
+                shared.pause(connection);
+            }
+            shared.act(connection, 3);
+        });
+        let agrees = reached.is_ok() == record_is_open;
+        shared.model.borrow_mut().check(peer, agrees, "a handle reaches a connection until on_close");
+        self.carry_out(None);
+        self.observe_all(links);
+    }
+
+    pub(crate) fn close_all(&mut self, links: &mut [Link], code: CloseCode, now: Timestamp) {
+        for transport in &self.transports {
+            self.shared.note_close(transport.peer, code);
+        }
+        self.shard.close_all(code, "everybody", now);
+        self.carry_out(None);
+        self.observe_all(links);
+    }
+
+    pub(crate) fn abort_all(&mut self, links: &mut [Link]) {
+        for transport in &self.transports {
+            self.shared.note_close(transport.peer, CloseCode::ABNORMAL);
+        }
+        self.shard.abort_all("everybody out");
+        self.carry_out(None);
+        self.observe_all(links);
+    }
+
+    pub(crate) fn shrink(&mut self) {
+        for transport in &self.transports {
+            self.shard.shrink_connection(transport.id);
+        }
+        self.shard.shrink();
+    }
+
+    /// What follows a completion: the task goes on with its turn.
+    fn after(&mut self, at: usize, links: &mut [Link]) {
+        self.observe(at);
+        self.carry_out(Some(self.transports[at].id));
+        if self.shared.random.chance(90) {
+            self.turn(at, links);
+        } else {
+            self.transports[at].woken = true;
+        }
+    }
+
+    fn turn(&mut self, at: usize, links: &mut [Link]) {
+        self.transports[at].woken = false;
+        self.poll_output(at, links);
+        let transport = &mut self.transports[at];
+        let random = &self.shared.random;
+        if transport.receiving.is_none() && !transport.closing && self.shard.wants_receive(transport.id) {
+            transport.receiving = Some(*random.one_of(&[1, 3904, 16_192, 512 * 1024]));
+        }
+        if transport.closing && transport.receiving.is_none() && transport.sending.is_none() {
+            self.end(at, links);
+        }
+    }
+
+    fn poll_output(&mut self, at: usize, links: &mut [Link]) {
+        let id = self.transports[at].id;
+        let link = &mut links[self.transports[at].peer];
+        while !self.transports[at].closing {
+            let output = self.shard.poll_output(id);
+            let transport = &mut self.transports[at];
+            match output {
+                Output::Idle => return,
+                Output::Shutdown => {
+                    self.shared.model.borrow_mut().records[transport.peer].flushed = true;
+                    link.to_client.end();
+                }
+                Output::Close => transport.closing = true,
+                Output::Send(buffer) => {
+                    let idle = transport.sending.is_none() && !buffer.is_empty();
+                    let in_ring = self.shared.plan.rides_ring && buffer.len() < DIRECT_SEND_BYTES_MIN;
+                    let full = link.to_client.room() == 0 || self.shared.random.chance(10);
+                    if in_ring || full || link.is_reset {
+                        transport.sending = Some(buffer);
+                    } else {
+                        let bytes = self.shared.random.share(buffer.len());
+                        let sent = link.to_client.write(&buffer.unsent()[..bytes]);
+                        self.shared.model.borrow_mut().tally.bytes_sent += sent as u64;
+                        self.shard.handle_sent(id, buffer, sent);
+                    }
+                    let peer = self.transports[at].peer;
+                    self.shared.model.borrow_mut().check(peer, idle, "one buffer is in flight at most");
+                    self.observe(at);
+                    self.carry_out(Some(id));
+                }
+            }
+            // What came up for this transport in its own turn is its own to do.
+            self.transports[at].woken = false;
+        }
+        self.carry_out(Some(id));
+    }
+
+    fn end(&mut self, at: usize, links: &mut [Link]) {
+        let Transport { id, peer, .. } = self.transports.swap_remove(at);
+        let unsent = self.shard.endpoint(id).is_some_and(|endpoint| endpoint.outbox().bytes() > 0);
+        self.shared.model.borrow().narrate(|| format!("client {peer}: the socket is closed"));
+        self.shared.model.borrow_mut().records[peer].flushed |= !unsent;
+        links[peer].close_server(unsent);
+        self.shard.handle_closed(id);
+        if self.shared.random.chance(50) {
+            self.deferred.retain(|(deferred, _)| *deferred != id);
+        }
+        self.carry_out(None);
+    }
+
+    /// Wakes who has something to do, and takes the futures.
+    fn carry_out(&mut self, current: Option<ConnectionId>) {
+        while let Some(id) = self.shard.poll_dirty() {
+            if let Some(transport) = self.transports.iter_mut().find(|transport| transport.id == id) {
+                transport.woken |= current != Some(id);
+            }
+        }
+        while let Some(mut future) = self.shard.poll_spawned() {
+            let _ = future.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        }
+        while let Some(deferred) = self.shard.poll_deferred() {
+            self.deferred.push(deferred);
+        }
+    }
+
+    fn observe(&mut self, at: usize) {
+        let Transport { id, peer, .. } = self.transports[at];
+        if let Some(endpoint) = self.shard.endpoint(id) {
+            self.shared.model.borrow_mut().observe(peer, endpoint.outbox().bytes(), endpoint.is_open());
+        }
+    }
+
+    fn observe_all(&mut self, _: &[Link]) {
+        for at in 0..self.transports.len() {
+            self.observe(at);
+        }
+    }
+
+    /// Nobody waits for something that nobody will do.
+    pub(crate) fn check_progress(&self) {
+        let mut model = self.shared.model.borrow_mut();
+        for transport in &self.transports {
+            let Some(endpoint) = self.shard.endpoint(transport.id) else {
+                model.fail(transport.peer, "the slot is gone before its socket");
+                continue;
+            };
+            if transport.woken || transport.closing {
+                continue;
+            }
+            let idle = !endpoint.has_output();
+            model.check(transport.peer, idle, "there is output, and nobody was woken for it");
+            let receives = transport.receiving.is_some() || !endpoint.wants_receive();
+            model.check(transport.peer, receives, "bytes are wanted, and nobody was woken to receive them");
+        }
+    }
+}

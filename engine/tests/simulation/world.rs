@@ -1,0 +1,353 @@
+//! The world of one seed: shards, clients, the links between them and the clock, moved on by one random step at a time.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::Duration,
+};
+
+use ringwire::{CloseCode, Initiator, connection::Timestamp};
+
+use crate::{
+    client::Client,
+    handler::Shared,
+    host::Host,
+    model::{Model, Record},
+    network::Link,
+    plan::Plan,
+    random::Random,
+};
+
+pub(crate) struct World {
+    now: Timestamp,
+    shards: Vec<Host>,
+    clients: Vec<Client>,
+    /// By client.
+    links: Vec<Link>,
+    shared: Shared,
+}
+
+/// What some runs did, to see that the interesting things happen at all.
+#[derive(Debug, Default)]
+pub(crate) struct Summary {
+    pub(crate) delivered: u64,
+    pub(crate) heard: u64,
+    pub(crate) drains: u64,
+    pub(crate) closed: u64,
+}
+
+impl Summary {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.delivered += other.delivered;
+        self.heard += other.heard;
+        self.drains += other.drains;
+        self.closed += other.closed;
+    }
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, narrates: bool) -> Self {
+        let random = Rc::new(Random::new(seed));
+        let plan = Rc::new(Plan::new(&random));
+        let model = Model::new(plan.settings, narrates);
+        model.narrate(|| format!("{plan:#?}"));
+        let shared =
+            Shared { plan, random, model: Rc::new(RefCell::new(model)), sessions: Rc::new(Cell::new(0)) };
+        let now = Timestamp::from_millis(shared.random.below(1 << 40) as u64);
+        let shards = (0..shared.plan.shards).map(|index| Host::new(index, &shared, now)).collect();
+        Self { now, shards, clients: Vec::new(), links: Vec::new(), shared }
+    }
+
+    /// Lives through everything, to the end of the last connection.
+    pub(crate) fn run(mut self) -> Result<Summary, Vec<String>> {
+        for _ in 0..self.shared.random.within(1, self.shared.plan.clients) {
+            self.connect();
+        }
+        for _ in 0..self.shared.plan.steps {
+            self.step();
+            self.look()?;
+        }
+        self.wind_down()?;
+        for peer in 0..self.clients.len() {
+            self.check_client(peer);
+        }
+        self.check_counters();
+        self.shards.clear();
+        let sessions = self.shared.sessions.get();
+        let mut model = self.shared.model.borrow_mut();
+        model.check(0, sessions == 0, "every session is dropped");
+        let tally = &model.tally;
+        let summary = Summary {
+            delivered: tally.delivered,
+            heard: tally.sent - model.records.iter().map(|record| record.downloads.len() as u64).sum::<u64>(),
+            drains: tally.drains,
+            closed: tally.closed,
+        };
+        if model.failures.is_empty() { Ok(summary) } else { Err(std::mem::take(&mut model.failures)) }
+    }
+
+    fn look(&mut self) -> Result<(), Vec<String>> {
+        self.shards.iter().for_each(Host::check_progress);
+        let failures = std::mem::take(&mut self.shared.model.borrow_mut().failures);
+        if failures.is_empty() { Ok(()) } else { Err(failures) }
+    }
+
+    fn step(&mut self) {
+        let random = Rc::clone(&self.shared.random);
+        match random.below(100) {
+            0..=1 => self.connect(),
+            2..=19 => self.with_client(|client, shared, link| client.act(shared, link)),
+            20..=34 => self.with_client(Client::flush),
+            35..=49 => self.with_client(Client::read),
+            50..=64 => self.complete_receive(),
+            65..=79 => self.complete_send(),
+            80..=89 => {
+                let shard = random.below(self.shards.len());
+                self.shards[shard].run_woken(&mut self.links);
+            }
+            90..=92 => self.pass(random.within(0, self.shared.plan.pause_millis_max)),
+            93..=94 => {
+                let shard = random.below(self.shards.len());
+                self.shards[shard].decide(&mut self.links, self.now);
+            }
+            95..=97 => self.reach_in(),
+            _ => self.intervene(),
+        }
+    }
+
+    fn connect(&mut self) {
+        let (random, peer) = (&self.shared.random, self.clients.len());
+        if peer >= self.shared.plan.clients {
+            return;
+        }
+        let capacity = || *random.one_of(&[1, 100, 5000, 5000, 70_000, 70_000, 400_000]);
+        let mut link = Link::new(capacity(), capacity());
+        self.shared.model.borrow_mut().records.push(Record::default());
+        self.clients.push(Client::new(peer, &self.shared));
+        let shard = random.below(self.shards.len());
+        self.shards[shard].accept(peer, &mut link, self.now);
+        self.links.push(link);
+    }
+
+    fn with_client(&mut self, action: impl FnOnce(&mut Client, &Shared, &mut Link)) {
+        if self.clients.is_empty() {
+            return;
+        }
+        let peer = self.shared.random.below(self.clients.len());
+        action(&mut self.clients[peer], &self.shared, &mut self.links[peer]);
+    }
+
+    /// A random transport of a random shard, if there is one.
+    fn transport(&self) -> Option<(usize, usize)> {
+        let shard = self.shared.random.below(self.shards.len());
+        let transports = self.shards[shard].transports.len();
+        (transports > 0).then(|| (shard, self.shared.random.below(transports)))
+    }
+
+    /// Looks from a random transport on for one whose receive can complete.
+    fn complete_receive(&mut self) {
+        let Some((shard, first)) = self.transport() else { return };
+        let shard = &mut self.shards[shard];
+        let transports = shard.transports.len();
+        let mut order = (0..transports).map(|step| (first + step) % transports);
+        order.any(|at| shard.complete_receive(at, &mut self.links, self.now));
+    }
+
+    fn complete_send(&mut self) {
+        let Some((shard, first)) = self.transport() else { return };
+        let shard = &mut self.shards[shard];
+        let transports = shard.transports.len();
+        let mut order = (0..transports).map(|step| (first + step) % transports);
+        order.any(|at| shard.complete_send(at, &mut self.links));
+    }
+
+    fn reach_in(&mut self) {
+        if let Some((shard, at)) = self.transport() {
+            self.shards[shard].reach_in(at, &mut self.links, self.now);
+        }
+    }
+
+    /// What happens rarely.
+    fn intervene(&mut self) {
+        let random = Rc::clone(&self.shared.random);
+        let odds = &self.shared.plan.odds;
+        let shard = random.below(self.shards.len());
+        if random.chance(odds.clock_jump) {
+            self.pass(random.within(1000, 200_000));
+        } else if random.chance(odds.close_all) {
+            self.shards[shard].close_all(&mut self.links, CloseCode::SERVICE_RESTART, self.now);
+        } else if random.chance(odds.abort_all) {
+            self.shards[shard].abort_all(&mut self.links);
+        } else {
+            self.shards[shard].shrink();
+        }
+    }
+
+    /// Time passes, and the shards are told of it.
+    fn pass(&mut self, millis: usize) {
+        self.now = self.now.after(Duration::from_millis(millis as u64));
+        self.shared.model.borrow_mut().now = self.now;
+        self.expect_timeouts();
+        for shard in &mut self.shards {
+            shard.tick(&mut self.links, self.now);
+        }
+    }
+
+    /// From now on a connection may end because a deadline passed.
+    fn expect_timeouts(&self) {
+        let timeouts = self.shared.plan.settings.timeouts;
+        let mut model = self.shared.model.borrow_mut();
+        for record in model.records.iter_mut().filter(|record| record.causes.len() < 20) {
+            if timeouts.idle.is_some() || timeouts.lifetime.is_some() {
+                record.causes.push(CloseCode::GOING_AWAY);
+            }
+            if timeouts.ping_interval.is_some() {
+                record.causes.push(CloseCode::ABNORMAL);
+            }
+        }
+    }
+
+    /// Lets everybody finish: first those who want to, then everybody.
+    fn wind_down(&mut self) -> Result<(), Vec<String>> {
+        if self.shared.random.chance(70) {
+            for client in &mut self.clients {
+                client.close(&self.shared);
+            }
+            for _ in 0..self.shared.random.below(40) {
+                self.round(0)?;
+            }
+        }
+        for shard in &mut self.shards {
+            shard.close_all(&mut self.links, CloseCode::GOING_AWAY, self.now);
+        }
+        self.finish_the_fair()?;
+        // The close handshake has two deadlines in a row: for the peer's close frame, and for the end of the stream.
+        let until = self.now.after(self.shared.plan.settings.timeouts.close * 2 + Duration::from_secs(1));
+        while self.now < until {
+            self.round(self.shared.random.within(20, 250))?;
+            if self.shards.iter().all(|shard| shard.shard.is_empty()) {
+                return Ok(());
+            }
+        }
+        let left: Vec<String> = self.shards.iter().map(|shard| format!("{:?}", shard.transports)).collect();
+        Err(vec![format!("connections do not end: {left:?}")])
+    }
+
+    /// With clients that answer, and room for everything, connections end without any time passing.
+    fn finish_the_fair(&mut self) -> Result<(), Vec<String>> {
+        for link in &mut self.links {
+            link.to_server.widen();
+            link.to_client.widen();
+        }
+        for _ in 0..10_000 {
+            let transports = self.shards.iter().flat_map(|shard| &shard.transports);
+            if !transports.map(|transport| transport.peer).any(|peer| self.clients[peer].is_fair()) {
+                return Ok(());
+            }
+            self.round(0)?;
+        }
+        let left: Vec<String> = self.shards.iter().map(|shard| format!("{:?}", shard.transports)).collect();
+        Err(vec![format!("connections wait for a deadline although their clients answered: {left:?}")])
+    }
+
+    /// Everybody does what there is to do.
+    fn round(&mut self, millis: usize) -> Result<(), Vec<String>> {
+        for peer in 0..self.clients.len() {
+            let (client, link) = (&mut self.clients[peer], &mut self.links[peer]);
+            client.flush(&self.shared, link);
+            client.read(&self.shared, link);
+        }
+        for shard in &mut self.shards {
+            while shard.run_woken(&mut self.links) {}
+            for at in (0..shard.transports.len()).rev() {
+                shard.complete_receive(at, &mut self.links, self.now);
+            }
+            for at in (0..shard.transports.len()).rev() {
+                shard.complete_send(at, &mut self.links);
+            }
+        }
+        self.look()?;
+        if millis > 0 {
+            self.pass(millis);
+        }
+        self.look()
+    }
+
+    fn check_counters(&mut self) {
+        let mut counted = ringwire::CountersSnapshot::default();
+        for shard in &mut self.shards {
+            counted += shard.counters.snapshot();
+            // Nothing is left that could still happen.
+            shard.shard.handle_tick(self.now.after(Duration::from_secs(1 << 20)));
+            let quiet = shard.shard.poll_dirty().is_none() && shard.shard.poll_deferred().is_none();
+            self.shared.model.borrow_mut().check(0, quiet, "an empty shard is quiet");
+        }
+        let mut model = self.shared.model.borrow_mut();
+        let tally = std::mem::take(&mut model.tally);
+        let reasons = |reason: &str| tally.reasons.get(reason).copied().unwrap_or_default();
+        for (name, counted, expected) in [
+            ("connections_accepted", counted.connections_accepted, tally.accepted),
+            ("connections_refused", counted.connections_refused, tally.refused),
+            ("connections_opened", counted.connections_opened, tally.opened),
+            ("connections_closed", counted.connections_closed, tally.closed),
+            ("connections_closed", counted.connections_closed, tally.opened),
+            ("connections_current", counted.connections_current, 0),
+            ("messages_sent", counted.messages_sent, tally.sent),
+            ("bytes_received", counted.bytes_received, tally.bytes_received),
+            ("bytes_sent", counted.bytes_sent, tally.bytes_sent),
+            ("handler_panics", counted.handler_panics, tally.panics),
+            ("dropped_newest", counted.dropped_newest, tally.dropped_newest),
+            ("dropped_closing", counted.dropped_closing, tally.dropped_closing),
+            ("closed_outbox_full", counted.closed_outbox_full, tally.given_up),
+            ("timeouts_idle", counted.timeouts_idle, reasons("idle timeout")),
+            ("timeouts_pong", counted.timeouts_pong, reasons("ping not answered")),
+            ("lifetimes_reached", counted.lifetimes_reached, reasons("connection lifetime reached")),
+            ("spawned futures", tally.spawned, tally.finished),
+        ] {
+            if counted != expected {
+                model.fail(0, format!("{name} is {counted} in place of {expected}"));
+            }
+        }
+        for (name, least, most) in [
+            ("messages_received", tally.delivered, counted.messages_received),
+            ("protocol_errors", counted.protocol_errors, tally.broken),
+            ("pongs", tally.pongs, counted.pings_received),
+        ] {
+            if least > most {
+                model.fail(0, format!("{name}: {least} is above {most}"));
+            }
+        }
+        // What was dropped with a full outbox is what its client did not hear, unless more was lost on the way.
+        let given_up = || model.records.iter().zip(&self.links).filter(|(record, _)| record.given_up);
+        let exact = given_up().all(|(record, link)| record.flushed && !link.is_reset);
+        let unheard: u64 = given_up().map(|(record, _)| record.downloads.len() as u64).sum();
+        let dropped = counted.dropped_by_close - counted.closed_outbox_full;
+        if dropped > unheard || exact && dropped != unheard {
+            model.fail(0, format!("dropped_by_close counts {dropped}, {unheard} were not heard"));
+        }
+        model.tally = tally;
+    }
+
+    fn check_client(&mut self, peer: usize) {
+        let (client, link) = (&mut self.clients[peer], &mut self.links[peer]);
+        client.read_all(&self.shared, link);
+        let mut model = self.shared.model.borrow_mut();
+        let record = &model.records[peer];
+        let arrives = record.opened == 1 && record.flushed && !link.is_reset;
+        let all_heard = record.downloads.is_empty() || record.given_up;
+        let all_answered = record.pings.is_empty() || record.skips_pongs;
+        let (opened, closed, server_close) = (record.opened, record.closed, record.server_close);
+        let reason = record.reason.clone();
+        model.check(peer, opened == closed, "every opened connection is closed");
+        model.check(peer, link.server_is_gone, "every socket is closed");
+        let Some(reason) = reason.filter(|_| arrives) else { return };
+        model.check(peer, client.knows_the_end(link), "the client reads the end of the stream");
+        model.check(peer, client.has_switched(), "an open connection was answered with 101");
+        model.check(peer, all_heard, "everything sent is heard");
+        let by_peer = reason.initiator == Initiator::Peer;
+        model.check(peer, all_answered || !by_peer, "every ping in front of the close frame is answered");
+        if reason.code != CloseCode::ABNORMAL && server_close != Some(reason.code) {
+            model.fail(peer, format!("hears {server_close:?} in place of {:?}", reason.code));
+        }
+    }
+}
