@@ -1,3 +1,5 @@
+//! The endpoint, frame by frame: close handshakes, keepalive, pauses, and the stream cut at every byte.
+
 use std::time::Duration;
 
 use super::*;
