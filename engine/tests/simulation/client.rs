@@ -1,4 +1,4 @@
-//! The peer: a client that keeps to RFC 6455, stalls, falls silent or breaks the protocol, as its seed has it.
+//! The peer: a client that keeps to RFC 6455, stalls, falls silent or breaks the protocol, as chance has it.
 
 use ringwire::{
     CloseCode,

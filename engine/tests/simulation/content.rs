@@ -1,5 +1,5 @@
-//! What messages consist of: slices of two tables of noise, so that telling any two apart is a comparison of bytes and
-//! making one costs nothing.
+//! What messages consist of: slices of two tables of noise, so that telling any two apart is a comparison of
+//! bytes and making one costs nothing.
 
 use std::sync::OnceLock;
 

@@ -22,7 +22,7 @@ use crate::{
 pub(crate) struct Deliberate;
 
 /// A reason that does not fit into a close frame.
-const TOO_LONG: &str = "a reason of more than a hundred and twenty-three bytes, whose end falls into the middle of \
+const TOO_LONG: &str = "a reason of more than a hundred and twenty-three bytes, to be cut in the middle of \
                         a character: \u{df}\u{df}\u{df}\u{df}\u{df}\u{df}\u{df}\u{df}\u{df}\u{df}\u{df}";
 
 /// What all handlers and the world share.

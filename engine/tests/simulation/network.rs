@@ -82,7 +82,7 @@ impl Link {
         }
     }
 
-    /// The server closes its socket: with a reset when it leaves something unsent or unread, as the kernel does.
+    /// The server closes its socket: with a reset when it leaves something unsent or unread, as kernels do.
     pub(crate) fn close_server(&mut self, unsent: bool) {
         self.is_reset |= unsent || self.to_server.len() > 0;
         self.to_client.end();

@@ -1,4 +1,4 @@
-//! The world of one seed: shards, clients, the links between them and the clock, moved on by one random step at a time.
+//! The world of one seed: shards, clients, the links between them and the clock, moved on by random steps.
 
 use std::{
     cell::{Cell, RefCell},
@@ -221,7 +221,7 @@ impl World {
             shard.close_all(&mut self.links, CloseCode::GOING_AWAY, self.now);
         }
         self.finish_the_fair()?;
-        // The close handshake has two deadlines in a row: for the peer's close frame, and for the end of the stream.
+        // There are two deadlines in a row: for the peer's close frame, and for the end of the stream.
         let until = self.now.after(self.shared.plan.settings.timeouts.close * 2 + Duration::from_secs(1));
         while self.now < until {
             self.round(self.shared.random.within(20, 250))?;
@@ -317,7 +317,7 @@ impl World {
                 model.fail(0, format!("{name}: {least} is above {most}"));
             }
         }
-        // What was dropped with a full outbox is what its client did not hear, unless more was lost on the way.
+        // What was dropped with a full outbox is what its client did not hear, unless the link lost more.
         let given_up = || model.records.iter().zip(&self.links).filter(|(record, _)| record.given_up);
         let exact = given_up().all(|(record, link)| record.flushed && !link.is_reset);
         let unheard: u64 = given_up().map(|(record, _)| record.downloads.len() as u64).sum();
