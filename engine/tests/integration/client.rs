@@ -86,7 +86,8 @@ impl Client {
         (client, head)
     }
 
-    fn new(stream: TcpStream) -> Self {
+    /// A client on a connection that somebody else has made.
+    pub(crate) fn new(stream: TcpStream) -> Self {
         stream.set_nodelay(true).expect("TCP_NODELAY");
         stream.set_read_timeout(Some(PATIENCE)).expect("read timeout");
         stream.set_write_timeout(Some(PATIENCE)).expect("write timeout");

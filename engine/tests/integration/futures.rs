@@ -194,11 +194,13 @@ fn a_handle_inside_a_call_is_refused(driver: Driver) {
     client.close();
 }
 
+/// From whom, to whom, and what came of it.
+type Reached = (ConnectionId, ConnectionId, Result<(), LocalError>);
+
 /// A handler that knows everybody, on every shard.
 struct Crowd {
     everybody: Arc<Mutex<Vec<ConnectionId>>>,
-    /// What came of reaching for each of them.
-    told: mpsc::Sender<(ConnectionId, ConnectionId, Result<(), LocalError>)>,
+    told: mpsc::Sender<Reached>,
 }
 
 impl Handler for Crowd {
@@ -228,7 +230,7 @@ impl Handler for Crowd {
     }
 }
 
-fn crowd(config: Config) -> (Server, mpsc::Receiver<(ConnectionId, ConnectionId, Result<(), LocalError>)>) {
+fn crowd(config: Config) -> (Server, mpsc::Receiver<Reached>) {
     let (tell, told) = mpsc::channel();
     let everybody = Arc::default();
     let factory = move |_| Crowd { everybody: Arc::clone(&everybody), told: tell.clone() };

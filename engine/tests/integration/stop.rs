@@ -34,12 +34,14 @@ on_both_drivers!(
 /// A script that counts its opens and closes, and fails where they do not match.
 fn counted(counts: &Arc<[AtomicU64; 2]>) -> Script {
     let (open, close) = (Arc::clone(counts), Arc::clone(counts));
-    Script::echo().on_open(move |_| drop(open[0].fetch_add(1, Ordering::Relaxed))).on_close(
-        move |connection, reason| {
+    Script::echo()
+        .on_open(move |_| {
+            open[0].fetch_add(1, Ordering::Relaxed);
+        })
+        .on_close(move |connection, reason| {
             assert!(!connection.is_open() && !reason.reason.is_empty());
             close[1].fetch_add(1, Ordering::Relaxed);
-        },
-    )
+        })
 }
 
 fn counts(counts: &Arc<[AtomicU64; 2]>) -> [u64; 2] {
@@ -98,7 +100,9 @@ fn a_stop_under_load_keeps_its_deadline(driver: Driver) {
                 while client.stream.write_all(&frame).is_ok() {
                     match client.receive() {
                         Received::Binary(echo) => assert!(echo == payload),
-                        Received::Close(Some((1001, _))) => drop(told.fetch_add(1, Ordering::Relaxed)),
+                        Received::Close(Some((1001, _))) => {
+                            told.fetch_add(1, Ordering::Relaxed);
+                        }
                         Received::End | Received::Reset => break,
                         other => panic!("{other:?}"),
                     }
