@@ -50,6 +50,8 @@ const IO_NAMES: &[&str] = &[
 const IO_MODULES: &[&str] = &["env", "fs", "process", "thread"];
 
 const UNSAFE_ROOMS: &[&str] = &["buffer/", "mesh/spsc", "os/", "simd/"];
+/// Where the files of one machine are.
+const HOMES: &[&str] = &["home", "root", "Users", "work"];
 const LINES_MAX: usize = 500;
 const COLUMNS_MAX: usize = 110;
 
@@ -176,7 +178,7 @@ fn no_test_is_ignored() {
 #[test]
 fn no_path_of_one_machine() {
     let rule = machine_path;
-    for home in ["home", "root", "Users", "work"] {
+    for home in HOMES {
         finds(rule, "README.md", &format!("see /{home}/someone/notes"));
         passes(rule, "README.md", &format!("see engine/{home}/notes and /{home}s/"));
     }
@@ -296,8 +298,9 @@ fn ignored_test(source: &Source) -> Violations {
 
 fn machine_path(source: &Source) -> Violations {
     let mut violations = Vec::new();
-    for home in ["/home/", "/root/", "/Users/", "/work/"] {
-        for (at, _) in source.text.match_indices(home) {
+    for home in HOMES {
+        let home = format!("/{home}/");
+        for (at, _) in source.text.match_indices(&home) {
             // `/` after a word is a path within the project, or of a URL.
             let within =
                 source.text[..at].ends_with(|last: char| last.is_alphanumeric() || ".-_}*".contains(last));
