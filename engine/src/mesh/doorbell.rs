@@ -50,8 +50,11 @@ impl<S: Signal> Doorbell<S> {
     /// Called by a producer after it has pushed. Answers whether the consumer had to be woken.
     pub fn ring(&self) -> bool {
         fence(Ordering::SeqCst);
-        let sleeps = self.armed.load(Ordering::Relaxed) && self.armed.swap(false, Ordering::AcqRel);
+        let sleeps = self.armed.load(Ordering::Relaxed);
         if sleeps {
+            // Spares the next producer the signal. Should this overwrite a later arming, the signal that follows wakes the
+            // consumer all the same, and it arms anew.
+            self.armed.store(false, Ordering::Relaxed);
             self.signal.signal();
         }
         sleeps
