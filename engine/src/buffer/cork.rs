@@ -14,6 +14,8 @@ const IDLE_MAX: usize = 1024;
 #[derive(Debug, Default)]
 pub struct CorkPool {
     idle: Vec<Vec<u8>>,
+    /// The fewest idle buffers since the pool was last shrunk: those have not been needed.
+    idle_min: usize,
 }
 
 impl CorkPool {
@@ -27,6 +29,7 @@ impl CorkPool {
     #[must_use]
     pub fn take(&mut self, bytes: usize) -> Vec<u8> {
         let mut buffer = self.idle.pop().unwrap_or_else(|| Vec::with_capacity(CORK_BYTES.max(bytes)));
+        self.idle_min = self.idle_min.min(self.idle.len());
         buffer.reserve(bytes);
         buffer
     }
@@ -39,9 +42,10 @@ impl CorkPool {
         }
     }
 
-    /// Frees half of the idle buffers; called while the shard is quiet.
+    /// Frees half of the buffers that have been idle since the last call; to be called now and then.
     pub fn shrink(&mut self) {
-        self.idle.truncate(self.idle.len() / 2);
+        self.idle.truncate(self.idle.len() - self.idle_min.div_ceil(2));
+        self.idle_min = self.idle.len();
         if self.idle.is_empty() {
             self.idle.shrink_to_fit();
         }
@@ -62,6 +66,21 @@ mod tests {
         let again = pool.take(10);
         assert!(again.is_empty());
         assert_eq!(again.as_ptr(), address);
+    }
+
+    #[test]
+    fn only_what_was_not_needed_is_freed() {
+        let mut pool = CorkPool::new();
+        let buffers: Vec<_> = (0..10).map(|_| pool.take(10)).collect();
+        buffers.into_iter().for_each(|buffer| pool.give(buffer));
+        pool.shrink();
+        assert_eq!(pool.idle.len(), 10, "all of them were out");
+        let buffers: Vec<_> = (0..6).map(|_| pool.take(10)).collect();
+        buffers.into_iter().for_each(|buffer| pool.give(buffer));
+        for left in [8, 4, 2, 1, 0] {
+            pool.shrink();
+            assert_eq!(pool.idle.len(), left);
+        }
     }
 
     #[test]

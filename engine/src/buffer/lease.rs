@@ -44,13 +44,20 @@ pub struct LeasePool {
 
 #[derive(Debug)]
 struct Shared {
-    small: Vec<Box<[u8]>>,
-    large: Vec<Box<[u8]>>,
+    small: Idle,
+    large: Idle,
     /// Bytes allocated, idle and leased together; never above `bytes_max`.
     bytes: usize,
     bytes_max: usize,
     leased: usize,
     refused: u64,
+}
+
+#[derive(Debug, Default)]
+struct Idle {
+    buffers: Vec<Box<[u8]>>,
+    /// The fewest since the pool was last shrunk: those have not been needed.
+    fewest: usize,
 }
 
 impl LeasePool {
@@ -61,8 +68,11 @@ impl LeasePool {
         let count = preallocated.min(bytes_max / small);
         Self {
             shared: Rc::new(RefCell::new(Shared {
-                small: (0..count).map(|_| vec![0; small].into_boxed_slice()).collect(),
-                large: Vec::new(),
+                small: Idle {
+                    buffers: (0..count).map(|_| vec![0; small].into_boxed_slice()).collect(),
+                    fewest: count,
+                },
+                large: Idle::default(),
                 bytes: count * small,
                 bytes_max,
                 leased: 0,
@@ -90,20 +100,33 @@ impl LeasePool {
         self.shared.borrow().refused
     }
 
-    /// Frees half of the idle buffers; called while the shard is quiet.
+    /// Frees half of the buffers that have been idle since the last call; to be called now and then.
     pub fn shrink(&self) {
         let mut shared = self.shared.borrow_mut();
-        let (small, large) = (shared.small.len() / 2, shared.large.len() / 2);
-        let freed = (shared.small.len() - small) * BufferClass::Small.allocated_bytes()
-            + (shared.large.len() - large) * BufferClass::Large.allocated_bytes();
-        shared.small.truncate(small);
-        shared.large.truncate(large);
+        let freed = shared.small.shrink() * BufferClass::Small.allocated_bytes()
+            + shared.large.shrink() * BufferClass::Large.allocated_bytes();
         shared.bytes -= freed;
     }
 }
 
+impl Idle {
+    fn pop(&mut self) -> Option<Box<[u8]>> {
+        let buffer = self.buffers.pop();
+        self.fewest = self.fewest.min(self.buffers.len());
+        buffer
+    }
+
+    /// Answers how many were freed.
+    fn shrink(&mut self) -> usize {
+        let freed = self.fewest.div_ceil(2);
+        self.buffers.truncate(self.buffers.len() - freed);
+        self.fewest = self.buffers.len();
+        freed
+    }
+}
+
 impl Shared {
-    fn idle(&mut self, class: BufferClass) -> &mut Vec<Box<[u8]>> {
+    fn idle(&mut self, class: BufferClass) -> &mut Idle {
         match class {
             BufferClass::Small => &mut self.small,
             BufferClass::Large => &mut self.large,
@@ -153,7 +176,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let mut shared = self.pool.shared.borrow_mut();
         shared.leased -= 1;
-        shared.idle(self.class).push(std::mem::take(&mut self.bytes));
+        shared.idle(self.class).buffers.push(std::mem::take(&mut self.bytes));
     }
 }
 
