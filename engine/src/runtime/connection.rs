@@ -38,9 +38,10 @@ const ACTIVE_PAUSE_MILLIS: u64 = 500;
 const SMALL_RECEIVES: u8 = 8;
 /// Sends from this size on go straight to the socket: the ring is slower for them.
 const DIRECT_SEND_BYTES_MIN: usize = 8 * 1024;
-
 /// Receives that a connection makes in one turn before the others get theirs.
-const ARRIVALS_MAX: u8 = 4;
+const TURN_RECEIVES_MAX: u8 = 16;
+/// What a receive of bulk counts for.
+const BULK_RECEIVE_WEIGHT: u8 = 4;
 
 /// Serves one connection to its end.
 pub(super) async fn serve<H: Handler>(worker: Rc<Worker<H>>, socket: Socket, id: ConnectionId) {
@@ -61,7 +62,7 @@ pub(super) async fn serve<H: Handler>(worker: Rc<Worker<H>>, socket: Socket, id:
     .await;
     poll_fn(|context| {
         task.worker.begin_turn();
-        let mut arrivals = 0;
+        let mut received = 0;
         loop {
             if let Some(outcome) = poll_slot(sending.as_mut(), context) {
                 task.handle_sent(outcome);
@@ -73,7 +74,7 @@ pub(super) async fn serve<H: Handler>(worker: Rc<Worker<H>>, socket: Socket, id:
                 continue;
             }
             if receiving.is_none() && task.wants_receive() {
-                if arrivals == ARRIVALS_MAX {
+                if received >= TURN_RECEIVES_MAX {
                     task.worker.turns.wait(context.waker());
                     return Poll::Pending;
                 }
@@ -81,8 +82,9 @@ pub(super) async fn serve<H: Handler>(worker: Rc<Worker<H>>, socket: Socket, id:
             }
             match poll_slot(receiving.as_mut(), context) {
                 Some(arrival) => {
-                    arrivals += 1;
                     task.handle_arrival(arrival);
+                    let is_bulk = matches!(task.reception, Reception::Bulk { .. });
+                    received += if is_bulk { BULK_RECEIVE_WEIGHT } else { 1 };
                 }
                 None if task.closing && receiving.is_none() && sending.is_none() => return Poll::Ready(()),
                 None => return Poll::Pending,

@@ -66,11 +66,13 @@ impl Turns {
 /// Wakes those who gave way, turn for turn.
 pub(super) async fn serve<H: Handler>(worker: Rc<Worker<H>>, watched: Socket) {
     let turns = &worker.turns;
+    let mut woken = Vec::new();
     while !turns.ended.get() {
         if let Err(error) = watched.clone().readable().await {
             return tracing::error!(%error, "turns cannot be waited for");
         }
         turns.event.clear();
-        turns.waiting.take().into_iter().for_each(Waker::wake);
+        std::mem::swap(&mut *turns.waiting.borrow_mut(), &mut woken);
+        woken.drain(..).for_each(Waker::wake);
     }
 }
