@@ -33,6 +33,23 @@ pub(super) fn drop_oldest(queue: &mut VecDeque<Entry>, excess: usize) -> Dropped
     dropped
 }
 
+/// Whether `excess` bytes of data frames may be dropped.
+pub(super) fn can_drop(queue: &VecDeque<Entry>, excess: usize) -> bool {
+    let droppable =
+        queue.iter().filter(|entry| entry.content != Content::Response && !entry.buffer.is_torn());
+    let mut bytes = 0;
+    for entry in droppable {
+        let mut position = 0;
+        while bytes < excess
+            && let Some((frame, is_data)) = frame_at(entry.buffer.unsent(), position)
+        {
+            position = frame.end;
+            bytes += if is_data { frame.len() } else { 0 };
+        }
+    }
+    bytes >= excess
+}
+
 fn drop_from(buffer: &mut SendBuffer, excess: usize, dropped: &mut Dropped) {
     let mut position = 0;
     while dropped.bytes < excess
@@ -93,6 +110,15 @@ mod tests {
         assert!(!queue[0].buffer.is_torn());
         assert_eq!(drop_oldest(&mut queue, usize::MAX), Dropped { messages: 2, bytes: 20 });
         assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn what_can_be_dropped_is_known_before() {
+        let mut torn = owned(&[OpCode::Binary]);
+        torn.buffer.advance(1);
+        let queue = VecDeque::from([torn, owned(&[OpCode::Ping, OpCode::Text]), owned(&[OpCode::Text])]);
+        assert!(can_drop(&queue, 20));
+        assert!(!can_drop(&queue, 21));
     }
 
     #[test]

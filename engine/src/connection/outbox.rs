@@ -199,14 +199,14 @@ impl Outbox {
         dropped
     }
 
-    /// Drops the oldest data frames that have not begun to leave until there is room for `bytes`, or none is left.
+    /// Drops the oldest data frames that have not begun to leave until there is room for `bytes`, if that can be.
     pub(super) fn make_room(&mut self, bytes: usize, limits: &OutboxLimits) -> Dropped {
         let excess = self.bytes.saturating_add(bytes).saturating_sub(limits.bytes_max);
-        let dropped = if bytes > limits.bytes_max {
-            // It will not fit anyhow.
-            Dropped::default()
-        } else {
+        // What is torn or in flight stays: nothing is dropped in vain.
+        let dropped = if drops::can_drop(&self.queue, excess) {
             drops::drop_oldest(&mut self.queue, excess)
+        } else {
+            Dropped::default()
         };
         self.bytes -= dropped.bytes;
         dropped
