@@ -7,7 +7,7 @@ use std::{
 };
 
 use ringwire::{
-    CloseCode, CloseReason, Connection, Handler, HttpResponse, Message, SendStatus, Upgrade,
+    CloseCode, CloseReason, Connection, Handler, HttpResponse, Message, PreparedMessage, SendStatus, Upgrade,
     protocol::{HttpRequest, UpgradeRequest},
 };
 
@@ -71,9 +71,15 @@ impl Shared {
         content: Content,
     ) -> SendStatus {
         let (was_open, before) = (connection.is_open(), connection.outbox_bytes());
-        let status = connection.send(message);
+        let dropped = connection.dropped_messages();
+        let status = if self.random.chance(90) {
+            connection.send(message)
+        } else {
+            connection.send_prepared(&PreparedMessage::new(message))
+        };
         let (is_open, after) = (connection.is_open(), connection.outbox_bytes());
-        let observed = Observed { was_open, is_open, before, after };
+        let dropped = connection.dropped_messages() - dropped;
+        let observed = Observed { was_open, is_open, before, after, dropped };
         self.model.borrow_mut().sent(connection.session().peer, content, status, observed);
         status
     }

@@ -7,6 +7,7 @@ use std::{
     future::Future,
     net::SocketAddr,
     pin::Pin,
+    rc::Rc,
     sync::Arc,
     task::{Context, Poll, Waker},
 };
@@ -113,8 +114,7 @@ impl Host {
             let random = &self.shared.random;
             let bytes = if random.chance(10) { 0 } else { random.share(buffer.len()) };
             let sent = link.to_client.write(&buffer.unsent()[..bytes]);
-            self.shared.model.borrow_mut().tally.bytes_sent += sent as u64;
-            self.shard.handle_sent(id, buffer, sent);
+            self.report_sent(at, sent, |host| host.shard.handle_sent(id, buffer, sent));
         }
         self.after(at, links);
         true
@@ -160,8 +160,7 @@ impl Host {
         let bytes = if self.shared.random.chance(20) { 0 } else { self.shared.random.share(frame.len()) };
         let sent = link.to_client.write(&frame[..bytes]);
         self.shared.model.borrow().narrate(|| format!("client {peer}: {sent} of {} relayed", frame.len()));
-        self.shared.model.borrow_mut().tally.bytes_sent += sent as u64;
-        self.shard.handle_relayed(id, sent, &frame[sent..]);
+        self.report_sent(at, sent, |host| host.shard.handle_relayed(id, sent, &frame[sent..]));
     }
 
     /// A decision that took its time is made.
@@ -286,8 +285,7 @@ impl Host {
                     } else {
                         let bytes = self.shared.random.share(buffer.len());
                         let sent = link.to_client.write(&buffer.unsent()[..bytes]);
-                        self.shared.model.borrow_mut().tally.bytes_sent += sent as u64;
-                        self.shard.handle_sent(id, buffer, sent);
+                        self.report_sent(at, sent, |host| host.shard.handle_sent(id, buffer, sent));
                     }
                     let peer = self.transports[at].peer;
                     self.shared.model.borrow_mut().check(peer, idle, "one buffer is in flight at most");
@@ -303,7 +301,11 @@ impl Host {
 
     fn end(&mut self, at: usize, links: &mut [Link]) {
         let Transport { id, peer, .. } = self.transports.swap_remove(at);
-        let unsent = self.shard.endpoint(id).is_some_and(|endpoint| endpoint.outbox().bytes() > 0);
+        let endpoint = self.shard.endpoint(id);
+        let unsent = endpoint.is_some_and(|endpoint| endpoint.outbox().bytes() > 0);
+        let dropped = endpoint.map_or(0, |endpoint| endpoint.dropped_messages());
+        self.shared.model.borrow_mut().records[peer].dropped = dropped;
+        self.shared.model.borrow_mut().tally.dropped += dropped;
         self.shared.model.borrow().narrate(|| format!("client {peer}: the socket is closed"));
         self.shared.model.borrow_mut().records[peer].flushed |= !unsent;
         links[peer].close_server(unsent);
@@ -327,6 +329,21 @@ impl Host {
         while let Some(deferred) = self.shard.poll_deferred() {
             self.deferred.push(deferred);
         }
+    }
+
+    /// Tells the shard of a send or relay of `bytes` by `report`.
+    fn report_sent(&mut self, at: usize, bytes: usize, report: impl FnOnce(&mut Self)) {
+        let Transport { id, peer, .. } = self.transports[at];
+        let model = Rc::clone(&self.shared.model);
+        model.borrow_mut().tally.bytes_sent += bytes as u64;
+        let endpoint = self.shard.endpoint(id).expect("a connection with a transport has a slot");
+        let left = endpoint.outbox().bytes() - bytes;
+        let drains = model.borrow().leaves(peer, left, endpoint.is_open());
+        let told = model.borrow().tally.drains;
+        report(self);
+        let told = model.borrow().tally.drains - told;
+        let as_expected = told == u64::from(drains) || model.borrow().records[peer].skips_pongs;
+        model.borrow_mut().check(peer, as_expected, "a drain is told when the low mark is reached");
     }
 
     fn observe(&mut self, at: usize) {

@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 
 use ringwire::{
     CloseCode, CloseReason, Initiator, OutboxFull, SendStatus,
-    connection::{Settings, Timestamp},
+    connection::{OutboxLimits, Settings, Timestamp},
     protocol::frame::frame_bytes,
 };
 
@@ -57,6 +57,12 @@ pub(crate) struct Record {
     pub(crate) vanished: bool,
     /// Everything that was queued has been given to the socket.
     pub(crate) flushed: bool,
+    /// Accepted from the handler, and passed over by what the client heard next.
+    pub(crate) skipped: u64,
+    /// Refused to the handler although the connection was open.
+    pub(crate) refused: u64,
+    /// What the connection itself said was dropped, when it ended.
+    pub(crate) dropped: u64,
     /// The outbox was once so full that pings may have gone unanswered.
     pub(crate) skips_pongs: bool,
 }
@@ -72,6 +78,9 @@ pub(crate) struct Tally {
     pub(crate) delivered: u64,
     pub(crate) sent: u64,
     pub(crate) dropped_newest: u64,
+    pub(crate) dropped_oldest: u64,
+    /// What the connections themselves say was dropped.
+    pub(crate) dropped: u64,
     pub(crate) dropped_closing: u64,
     pub(crate) given_up: u64,
     pub(crate) bytes_received: u64,
@@ -162,14 +171,18 @@ impl Model {
 
     /// The handler sent a message; the outbox held `before` bytes before and holds `after` bytes now.
     pub(crate) fn sent(&mut self, peer: usize, content: Content, status: SendStatus, outbox: Observed) {
-        let Observed { was_open, is_open, before, after } = outbox;
+        let Observed { was_open, is_open, before, after, dropped } = outbox;
         self.narrate(|| {
             format!("client {peer}: sends {} bytes: {status:?}, {before} -> {after}", content.bytes.len())
         });
         let bytes = frame_bytes(content.bytes.len());
         let (limits, now) = (self.settings.outbox, self.now);
         let fits = before + bytes <= limits.bytes_max;
-        let expected = match (was_open && fits, before + bytes > limits.bytes_high) {
+        // What may be dropped to make room is what has not begun to leave: only the outbox knows.
+        let makes_room = was_open && !fits && limits.full == OutboxFull::DropOldest;
+        let made_room = makes_room && after <= limits.bytes_max && (after >= bytes && status.is_sent());
+        let queued = if makes_room { after } else { before + bytes };
+        let expected = match (was_open && (fits || made_room), queued > limits.bytes_high) {
             (false, _) => SendStatus::Dropped,
             (true, true) => SendStatus::Backpressure,
             (true, false) => SendStatus::Sent,
@@ -178,8 +191,22 @@ impl Model {
             self.fail(peer, format!("{status:?} in place of {expected:?}, {before} + {bytes} bytes"));
         }
         let record = &mut self.records[peer];
+        record.refused += u64::from(was_open && !status.is_sent());
+        record.skips_pongs |= crowds_out_pongs(before, &limits);
         let gives_up = was_open && !fits && matches!(limits.full, OutboxFull::Close(_));
-        let as_expected = if status != SendStatus::Dropped {
+        let as_expected = if makes_room && status.is_sent() {
+            self.tally.sent += 1;
+            self.tally.dropped_oldest += dropped;
+            record.downloads.push_back(content);
+            record.last_message = now;
+            record.congested |= after > limits.bytes_high;
+            dropped > 0 && is_open
+        } else if makes_room {
+            self.tally.dropped_newest += 1;
+            self.tally.dropped_oldest += dropped - 1;
+            // Then it would not have fitted even so.
+            after + bytes > limits.bytes_max && is_open
+        } else if status != SendStatus::Dropped {
             self.tally.sent += 1;
             record.downloads.push_back(content);
             record.last_message = now;
@@ -251,14 +278,19 @@ impl Model {
     /// The client received a message.
     pub(crate) fn arrived(&mut self, peer: usize, kind: ringwire::protocol::MessageKind, bytes: &[u8]) {
         self.narrate(|| format!("client {peer}: hears {} bytes of {kind:?}", bytes.len()));
-        match self.records[peer].downloads.pop_front() {
-            None => self.fail(peer, "the client hears what was never sent"),
-            Some(content) if !content.is(kind, bytes) => self.fail(
-                peer,
-                format!("the client hears {} bytes in place of {}", bytes.len(), content.bytes.len()),
-            ),
-            Some(_) => {}
-        }
+        let record = &mut self.records[peer];
+        let Some(skipped) = record.downloads.iter().position(|content| content.is(kind, bytes)) else {
+            let next = record.downloads.front().map(|content| content.bytes.len());
+            return self.fail(peer, format!("the client hears {} bytes in place of {next:?}", bytes.len()));
+        };
+        record.downloads.drain(..=skipped);
+        record.skipped += skipped as u64;
+        let drops_oldest = self.settings.outbox.full == OutboxFull::DropOldest;
+        self.check(
+            peer,
+            skipped == 0 || drops_oldest,
+            "nothing is passed over unless the oldest are dropped",
+        );
     }
 
     /// The client received a pong. Older pings may go unanswered, but never in another order.
@@ -274,19 +306,29 @@ impl Model {
         self.check(peer, skipped == 0 || may_skip, "every ping is answered where there is room");
     }
 
-    /// The outbox of an open connection was seen to hold `bytes`.
+    /// Some of an outbox is about to leave, and `bytes` stay. Answers whether that must be told as a drain.
+    pub(crate) fn leaves(&self, peer: usize, bytes: usize, is_open: bool) -> bool {
+        let record = &self.records[peer];
+        // A pong that waited for room takes it at once.
+        record.congested && is_open && bytes <= self.settings.outbox.bytes_low && !record.skips_pongs
+    }
+
+    /// The outbox of a connection was seen to hold `bytes`.
     pub(crate) fn observe(&mut self, peer: usize, bytes: usize, is_open: bool) {
         let limits = self.settings.outbox;
         let record = &mut self.records[peer];
-        record.skips_pongs |= bytes + 3 * 127 > limits.bytes_max + CONTROL_BYTES_MAX;
+        record.skips_pongs |= crowds_out_pongs(bytes, &limits);
         let ignored = record.must_close && is_open;
-        let missed = record.congested && is_open && bytes <= limits.bytes_low;
         self.check(peer, !ignored, "a close or a panic of the handler's ends the connection");
-        self.check(peer, !missed, "a drain was not told");
         if bytes > limits.bytes_max + CONTROL_BYTES_MAX {
             self.fail(peer, format!("{bytes} bytes in an outbox of {}", limits.bytes_max));
         }
     }
+}
+
+/// An outbox of `bytes` may have had no room for a pong.
+fn crowds_out_pongs(bytes: usize, limits: &OutboxLimits) -> bool {
+    bytes + 3 * frame_bytes(125) > limits.bytes_max + CONTROL_BYTES_MAX
 }
 
 /// The state of a connection around a send.
@@ -296,4 +338,6 @@ pub(crate) struct Observed {
     pub(crate) is_open: bool,
     pub(crate) before: usize,
     pub(crate) after: usize,
+    /// Messages that were dropped meanwhile.
+    pub(crate) dropped: u64,
 }

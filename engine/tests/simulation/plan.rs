@@ -100,11 +100,9 @@ fn settings(random: &Random) -> Settings {
     let message_bytes_max = *random.one_of(&[200, 5000, 20_000, 100 * 1024]);
     let bytes_max = *random.one_of(&[300, 5000, 30_000, 200_000, 1 << 20]);
     let bytes_high = random.within(0, bytes_max);
-    let full = if random.chance(50) {
-        OutboxFull::DropNewest
-    } else {
-        OutboxFull::Close(CloseCode::TRY_AGAIN_LATER)
-    };
+    let policies =
+        [OutboxFull::Close(CloseCode::TRY_AGAIN_LATER), OutboxFull::DropNewest, OutboxFull::DropOldest];
+    let full = *random.one_of(&policies);
     let millis = |first, last| Duration::from_millis(random.within(first, last) as u64);
     let some = |percent, first, last| random.chance(percent).then(|| millis(first, last));
     Settings {
