@@ -144,7 +144,7 @@ impl Outbox {
     ) -> Result<SendStatus, Full> {
         let status = self.reserve(frame.bytes().len(), limits)?;
         let buffer = SendBuffer::shared(frame.clone());
-        self.queue.push_back(Entry { buffer, content: Content::Publication(key) });
+        self.push_back(Entry { buffer, content: Content::Publication(key) });
         Ok(status)
     }
 
@@ -165,7 +165,7 @@ impl Outbox {
     /// Queues bytes that are no frame: the answer to the upgrade request.
     pub(super) fn push_response(&mut self, response: Vec<u8>) {
         self.bytes += response.len();
-        self.queue.push_back(Entry { buffer: SendBuffer::owned(response, 0), content: Content::Response });
+        self.push_back(Entry { buffer: SendBuffer::owned(response, 0), content: Content::Response });
     }
 
     /// Queues the close frame, behind which nothing more is queued.
@@ -279,6 +279,14 @@ impl Outbox {
         self.bytes -= bytes;
     }
 
+    fn push_back(&mut self, entry: Entry) {
+        if self.queue.capacity() == 0 {
+            // Most connections never have more than one: room for four would be their largest part.
+            self.queue.reserve_exact(1);
+        }
+        self.queue.push_back(entry);
+    }
+
     fn reached_low_mark(&mut self, limits: &OutboxLimits) -> bool {
         let drained = self.congested && self.bytes <= limits.bytes_low;
         self.congested &= !drained;
@@ -310,7 +318,7 @@ impl Outbox {
             Vec::with_capacity(bytes)
         };
         append_frame(&mut cork, opcode, payload);
-        self.queue.push_back(Entry { buffer: SendBuffer::owned(cork, 0), content: Content::Frames });
+        self.push_back(Entry { buffer: SendBuffer::owned(cork, 0), content: Content::Frames });
     }
 
     fn coalesce(&mut self, mut front: SendBuffer, corks: &mut CorkPool) -> SendBuffer {

@@ -5,6 +5,7 @@
 
 use std::{
     cell::UnsafeCell,
+    future::Future,
     io,
     os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
     rc::Rc,
@@ -42,32 +43,41 @@ impl Socket {
     }
 
     /// Receives into a leased buffer through the ring. To be polled to its end: dropping it would lose bytes.
-    pub(crate) async fn receive(self, lease: Lease) -> (io::Result<usize>, Lease) {
-        // SAFETY: only this thread has the stream. `read` needs `&mut` to submit one operation and touches nothing that a
-        // send touches (monoio declares its streams `Split` for this); the connection's task has one receive at a time.
-        let stream = unsafe { &mut *self.0.get() };
-        stream.read(lease).await
+    pub(crate) fn receive(
+        &self,
+        lease: Lease,
+    ) -> impl Future<Output = (io::Result<usize>, Lease)> + use<> + 'static {
+        self.stream().read(lease)
     }
 
     /// Waits until a receive would not block.
-    pub(crate) async fn readable(self) -> io::Result<()> {
-        // SAFETY: a shared reference, on the only thread that has the stream, for a method that takes `&self`.
-        let stream = unsafe { &*self.0.get() };
-        stream.readable(false).await
+    pub(crate) fn readable(&self) -> impl Future<Output = io::Result<()>> + use<> + 'static {
+        self.stream().readable(false)
     }
 
     /// Sends through the ring.
-    pub(crate) async fn send(self, buffer: SendBuffer) -> (io::Result<usize>, SendBuffer) {
-        // SAFETY: as in `receive`, with one send at a time.
-        let stream = unsafe { &mut *self.0.get() };
-        stream.write(buffer).await
+    pub(crate) fn send(
+        &self,
+        buffer: SendBuffer,
+    ) -> impl Future<Output = (io::Result<usize>, SendBuffer)> + use<> + 'static {
+        self.stream().write(buffer)
     }
 
     /// Waits until a send would not block.
-    pub(crate) async fn writable(self) -> io::Result<()> {
-        // SAFETY: as in `readable`.
-        let stream = unsafe { &*self.0.get() };
-        stream.writable(false).await
+    pub(crate) fn writable(&self) -> impl Future<Output = io::Result<()>> + use<> + 'static {
+        self.stream().writable(false)
+    }
+
+    /// The stream, for submitting one operation.
+    ///
+    /// The operations are made without capturing `self`, so that a connection's task need not store one reference more for
+    /// each of its two operations: every byte of it counts once per idle connection.
+    fn stream(&self) -> &'static mut UnixStream {
+        // SAFETY: only this thread has the stream, and the callers use the reference for one call that submits an
+        // operation: an operation keeps the descriptor by a reference count of its own, and receives touch nothing that
+        // sends touch (monoio declares its streams `Split`). `readable` and `writable` look at the stream when they are
+        // first polled; the task polls them while it holds this socket, whose memory does not move.
+        unsafe { &mut *self.0.get() }
     }
 
     /// Receives what is there, without waiting.
@@ -103,8 +113,7 @@ impl Socket {
 
     /// The descriptor's number, to name it to the kernel.
     pub(crate) fn raw(&self) -> RawFd {
-        // SAFETY: as in `readable`.
-        unsafe { &*self.0.get() }.as_raw_fd()
+        self.stream().as_raw_fd()
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {

@@ -16,7 +16,7 @@ const BACK_OFF: Duration = Duration::from_millis(50);
 /// Accepts until the worker stops.
 pub(super) async fn accept<H: Handler>(worker: Rc<Worker<H>>, listener: Rc<Listener>, watched: Socket) {
     while !worker.stopping.get() {
-        if let Err(error) = watched.clone().readable().await {
+        if let Err(error) = watched.readable().await {
             tracing::error!(%error, "the listener is broken");
             return;
         }
@@ -73,7 +73,7 @@ pub(super) fn accept_waiting<H: Handler>(worker: &Rc<Worker<H>>, listener: &List
         }
         let accepted = worker.shard.borrow_mut().handle_accepted(peer_address, worker.now());
         match accepted {
-            Ok(id) => worker.spawn_task(serve(Rc::clone(worker), socket, id)),
+            Ok(id) => drop(monoio::spawn(serve(Rc::clone(worker), socket, id))),
             Err(answer) => {
                 // Overload: one attempt, and the connection is gone.
                 let _ = socket.try_send(&answer);

@@ -15,6 +15,8 @@ use std::{
     task::{Context, Poll},
 };
 
+use pin_project_lite::pin_project;
+
 use super::Worker;
 use crate::{
     buffer::{BufferClass, HEADROOM_BYTES, Lease, SendBuffer},
@@ -44,65 +46,75 @@ const TURN_RECEIVES_MAX: u8 = 16;
 const BULK_RECEIVE_WEIGHT: u8 = 4;
 
 /// Serves one connection to its end.
-pub(super) async fn serve<H: Handler>(worker: Rc<Worker<H>>, socket: Socket, id: ConnectionId) {
+///
+/// Its future is what every connection carries, so it borrows what it can and stores nothing twice: an `async fn` would keep
+/// its arguments beside the variables they are moved into.
+pub(super) fn serve<H: Handler>(
+    worker: Rc<Worker<H>>,
+    socket: Socket,
+    id: ConnectionId,
+) -> impl Future<Output = ()> {
+    let guard = worker.begin_task();
     let mut task = Task {
         reception: Reception::Quiet { receives: 0 },
         last_receive: Timestamp::default(),
+        is_registered: false,
         closing: false,
         worker,
         socket,
         id,
     };
-    let mut receiving = pin!(None);
-    let mut sending = pin!(None);
-    poll_fn(|context| {
-        task.worker.register(id, context.waker());
-        Poll::Ready(())
-    })
-    .await;
-    poll_fn(|context| {
-        task.worker.begin_turn();
-        let mut received = 0;
-        loop {
-            if let Some(outcome) = poll_slot(sending.as_mut(), context) {
-                task.handle_sent(outcome);
+    async move {
+        let mut receiving = pin!(Receiving::Idle);
+        let mut sending = pin!(Sending::Idle);
+        poll_fn(|context| {
+            if !task.is_registered {
+                task.is_registered = true;
+                task.worker.register(task.id, context.waker());
             }
-            // Asked while a send is in flight as well: a stalled one is ended by closing.
-            if let Some(transfer) = task.next_transfer() {
-                debug_assert!(sending.is_none(), "one send at a time");
-                sending.set(Some(transmit(task.socket.clone(), transfer)));
-                continue;
-            }
-            if receiving.is_none() && task.wants_receive() {
-                if received >= TURN_RECEIVES_MAX {
-                    task.worker.turns.wait(context.waker());
-                    return Poll::Pending;
+            task.worker.begin_turn();
+            let mut received = 0;
+            loop {
+                if let Some(outcome) = sending.as_mut().poll_outcome(&task.socket, context) {
+                    task.handle_sent(outcome);
                 }
-                receiving.set(Some(arrive(task.socket.clone(), task.lease())));
-            }
-            match poll_slot(receiving.as_mut(), context) {
-                Some(arrival) => {
-                    task.handle_arrival(arrival);
-                    let is_bulk = matches!(task.reception, Reception::Bulk { .. });
-                    received += if is_bulk { BULK_RECEIVE_WEIGHT } else { 1 };
+                // Asked while a send is in flight as well: a stalled one is ended by closing.
+                if let Some(transfer) = task.next_transfer() {
+                    debug_assert!(sending.is_idle(), "one send at a time");
+                    sending.set(match transfer {
+                        Transfer::Ring(buffer) => Sending::Ring { operation: task.socket.send(buffer) },
+                        Transfer::Waiting(buffer) => {
+                            Sending::Waiting { operation: task.socket.writable(), buffer: Some(buffer) }
+                        }
+                    });
+                    continue;
                 }
-                None if task.closing && receiving.is_none() && sending.is_none() => return Poll::Ready(()),
-                None => return Poll::Pending,
+                if receiving.is_idle() && task.wants_receive() {
+                    if received >= TURN_RECEIVES_MAX {
+                        task.worker.turns.wait(context.waker());
+                        return Poll::Pending;
+                    }
+                    receiving.set(match task.lease() {
+                        Some(lease) => Receiving::Ring { operation: task.socket.receive(lease) },
+                        None => Receiving::Readiness { operation: task.socket.readable() },
+                    });
+                }
+                match receiving.as_mut().poll_arrival(context) {
+                    Some(arrival) => {
+                        task.handle_arrival(arrival);
+                        let is_bulk = matches!(task.reception, Reception::Bulk { .. });
+                        received += if is_bulk { BULK_RECEIVE_WEIGHT } else { 1 };
+                    }
+                    None if task.closing && receiving.is_idle() && sending.is_idle() => {
+                        return Poll::Ready(());
+                    }
+                    None => return Poll::Pending,
+                }
             }
-        }
-    })
-    .await;
-    task.end();
-}
-
-/// Polls the operation in a slot and empties the slot when it is done.
-fn poll_slot<F: Future>(mut slot: Pin<&mut Option<F>>, context: &mut Context<'_>) -> Option<F::Output> {
-    match slot.as_mut().as_pin_mut()?.poll(context) {
-        Poll::Ready(output) => {
-            slot.set(None);
-            Some(output)
-        }
-        Poll::Pending => None,
+        })
+        .await;
+        task.end();
+        drop(guard);
     }
 }
 
@@ -114,29 +126,85 @@ enum Arrival {
     Received(io::Result<usize>, Lease),
 }
 
-async fn arrive(socket: Socket, lease: Option<Lease>) -> Arrival {
-    match lease {
-        Some(lease) => {
-            let (result, lease) = socket.receive(lease).await;
-            Arrival::Received(result, lease)
-        }
-        None => Arrival::Readable(socket.readable().await),
+/// A send that has to be waited for.
+enum Transfer {
+    /// Through the ring.
+    Ring(SendBuffer),
+    /// The socket was full: when there is room.
+    Waiting(SendBuffer),
+}
+
+pin_project! {
+    /// The receive in flight.
+    #[project = ReceivingProjection]
+    enum Receiving<R, P> {
+        Idle,
+        Ring { #[pin] operation: R },
+        Readiness { #[pin] operation: P },
     }
 }
 
-/// A send that is to be made.
-struct Transfer {
-    buffer: SendBuffer,
-    /// The socket was full: wait for room, then try.
-    waits: bool,
+impl<R, P> Receiving<R, P>
+where
+    R: Future<Output = (io::Result<usize>, Lease)>,
+    P: Future<Output = io::Result<()>>,
+{
+    fn is_idle(&self) -> bool {
+        matches!(self, Self::Idle)
+    }
+
+    fn poll_arrival(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Option<Arrival> {
+        let arrival = match self.as_mut().project() {
+            ReceivingProjection::Idle => return None,
+            ReceivingProjection::Ring { operation } => {
+                operation.poll(context).map(|(result, lease)| Arrival::Received(result, lease))
+            }
+            ReceivingProjection::Readiness { operation } => operation.poll(context).map(Arrival::Readable),
+        };
+        let Poll::Ready(arrival) = arrival else { return None };
+        self.set(Self::Idle);
+        Some(arrival)
+    }
 }
 
-async fn transmit(socket: Socket, transfer: Transfer) -> (io::Result<usize>, SendBuffer) {
-    if !transfer.waits {
-        return socket.send(transfer.buffer).await;
+pin_project! {
+    /// The send in flight.
+    #[project = SendingProjection]
+    enum Sending<S, P> {
+        Idle,
+        Ring { #[pin] operation: S },
+        Waiting { #[pin] operation: P, buffer: Option<SendBuffer> },
     }
-    let result = socket.clone().writable().await.and_then(|()| socket.try_send(transfer.buffer.unsent()));
-    (result, transfer.buffer)
+}
+
+impl<S, P> Sending<S, P>
+where
+    S: Future<Output = (io::Result<usize>, SendBuffer)>,
+    P: Future<Output = io::Result<()>>,
+{
+    fn is_idle(&self) -> bool {
+        matches!(self, Self::Idle)
+    }
+
+    fn poll_outcome(
+        mut self: Pin<&mut Self>,
+        socket: &Socket,
+        context: &mut Context<'_>,
+    ) -> Option<(io::Result<usize>, SendBuffer)> {
+        let outcome = match self.as_mut().project() {
+            SendingProjection::Idle => return None,
+            SendingProjection::Ring { operation } => {
+                let Poll::Ready(outcome) = operation.poll(context) else { return None };
+                Some(outcome)
+            }
+            SendingProjection::Waiting { operation, buffer } => {
+                let Poll::Ready(ready) = operation.poll(context) else { return None };
+                buffer.take().map(|buffer| (ready.and_then(|()| socket.try_send(buffer.unsent())), buffer))
+            }
+        };
+        self.set(Self::Idle);
+        outcome
+    }
 }
 
 /// How a connection receives at present.
@@ -150,9 +218,13 @@ enum Reception {
     Bulk { small: u8 },
 }
 
+// What every connection carries, besides its slot and its task's future.
+const _: () = assert!(size_of::<Lease>() <= 40 && size_of::<SendBuffer>() <= 40);
+
 struct Task<H: Handler> {
     reception: Reception,
     last_receive: Timestamp,
+    is_registered: bool,
     closing: bool,
     worker: Rc<Worker<H>>,
     socket: Socket,
@@ -292,11 +364,11 @@ impl<H: Handler> Task<H> {
                 }
                 Output::Send(buffer) => {
                     if self.worker.rides_ring && buffer.len() < DIRECT_SEND_BYTES_MIN {
-                        return Some(Transfer { buffer, waits: false });
+                        return Some(Transfer::Ring(buffer));
                     }
                     match self.socket.try_send(buffer.unsent()) {
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                            return Some(Transfer { buffer, waits: true });
+                            return Some(Transfer::Waiting(buffer));
                         }
                         result => self.handle_sent((result, buffer)),
                     }

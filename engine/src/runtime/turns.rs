@@ -68,7 +68,7 @@ pub(super) async fn serve<H: Handler>(worker: Rc<Worker<H>>, watched: Socket) {
     let turns = &worker.turns;
     let mut woken = Vec::new();
     while !turns.ended.get() {
-        if let Err(error) = watched.clone().readable().await {
+        if let Err(error) = watched.readable().await {
             return tracing::error!(%error, "turns cannot be waited for");
         }
         turns.event.clear();

@@ -22,7 +22,10 @@ use crate::{
     mesh::{Doorbell, Signal},
     os::{Clock, Event, Listener, RingHandle, Socket},
     protocol::CloseCode,
-    shard::{Connection, ConnectionId, Counters, Handler, LocalError, LocalShard, Shard, TICK_MILLIS},
+    shard::{
+        Connection, ConnectionId, Counters, Handler, LocalError, LocalShard, RESERVED_SLOTS_MAX, Shard,
+        TICK_MILLIS,
+    },
 };
 
 /// Bytes that one receive into the scratch buffer can bring.
@@ -87,6 +90,16 @@ pub(crate) struct WorkerSettings {
     pub(crate) turns: Event,
 }
 
+/// Counts a task as running.
+#[derive(Debug)]
+pub(super) struct TaskGuard(Rc<Cell<usize>>);
+
+impl Drop for TaskGuard {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 /// One core's shard with everything the tasks of its thread share.
 pub(crate) struct Worker<H: Handler> {
     pub(super) shard: RefCell<Shard<H>>,
@@ -106,7 +119,7 @@ pub(crate) struct Worker<H: Handler> {
     clock: Clock,
     ended: Cell<bool>,
     /// Tasks of the worker's own that are still running.
-    pub(super) tasks: Cell<usize>,
+    tasks: Rc<Cell<usize>>,
     /// The mailboxes of all workers, this one's among them.
     mailboxes: Arc<[Arc<Mailbox>]>,
     index: usize,
@@ -129,12 +142,12 @@ impl<H: Handler> Worker<H> {
             stopping: Cell::new(false),
             counters: Arc::clone(shard.counters()),
             shard: RefCell::new(shard),
-            wakers: RefCell::default(),
+            wakers: RefCell::new(Vec::with_capacity(RESERVED_SLOTS_MAX)),
             futures: spawn::Futures::default(),
             turns: turns::Turns::new(settings.turns),
             clock: settings.clock,
             ended: Cell::new(false),
-            tasks: Cell::new(0),
+            tasks: Rc::default(),
             mailboxes: settings.mailboxes,
             index: settings.index,
             turn_open: Cell::new(true),
@@ -237,7 +250,7 @@ impl<H: Handler> Worker<H> {
         self.spawn_task(Rc::clone(&self).tick());
         self.spawn_task(turns::serve(Rc::clone(&self), turns_socket));
         let deadline = loop {
-            if let Err(error) = mailbox_socket.clone().readable().await {
+            if let Err(error) = mailbox_socket.readable().await {
                 tracing::error!(%error, "the mailbox is broken");
                 break Duration::ZERO;
             }
@@ -291,12 +304,17 @@ impl<H: Handler> Worker<H> {
 
     /// Spawns a task that the worker waits for before it ends.
     pub(super) fn spawn_task(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
-        self.tasks.set(self.tasks.get() + 1);
-        let worker = Rc::clone(self);
+        let guard = self.begin_task();
         monoio::spawn(async move {
             task.await;
-            worker.tasks.set(worker.tasks.get() - 1);
+            drop(guard);
         });
+    }
+
+    /// The worker does not end while the guard exists.
+    pub(super) fn begin_task(self: &Rc<Self>) -> TaskGuard {
+        self.tasks.set(self.tasks.get() + 1);
+        TaskGuard(Rc::clone(&self.tasks))
     }
 
     fn wake(&self, id: ConnectionId) {

@@ -102,6 +102,10 @@ impl Default for TopicLimits {
     }
 }
 
+/// Slots whose addresses are reserved at the start. Memory is taken when a slot is first used; growing by copying would
+/// leave the smaller copies behind in the allocator.
+pub(crate) const RESERVED_SLOTS_MAX: usize = 64 * 1024;
+
 /// What the connections of a shard share, whatever their session is.
 pub(crate) struct Context {
     shard: u16,
@@ -157,8 +161,8 @@ impl<H: Handler> Shard<H> {
     ) -> Self {
         Self {
             handler,
-            slots: Slab::new(),
-            wheel: TimerWheel::new(now),
+            slots: Slab::with_capacity(connections_max.min(RESERVED_SLOTS_MAX)),
+            wheel: TimerWheel::new(now, connections_max.min(RESERVED_SLOTS_MAX)),
             deferred: Vec::new(),
             local: LocalHandle(None),
             context: Context {

@@ -32,10 +32,14 @@ struct Node {
 const UNLINKED: Node = Node { next: NONE, previous: NONE, bucket: NONE };
 
 impl TimerWheel {
-    /// An empty wheel at `now`.
+    /// An empty wheel at `now`, with room for `slots` before it has to grow.
     #[must_use]
-    pub fn new(now: Timestamp) -> Self {
-        Self { buckets: vec![NONE; BUCKETS], nodes: Vec::new(), tick: now.as_millis() / TICK_MILLIS }
+    pub fn new(now: Timestamp, slots: usize) -> Self {
+        Self {
+            buckets: vec![NONE; BUCKETS],
+            nodes: Vec::with_capacity(slots),
+            tick: now.as_millis() / TICK_MILLIS,
+        }
     }
 
     /// Sets the timer of `slot`, unless it already fires at or before `deadline`.
@@ -110,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_timer_fires_once_and_not_early() {
-        let mut wheel = TimerWheel::new(Timestamp::from_millis(0));
+        let mut wheel = TimerWheel::new(Timestamp::from_millis(0), 0);
         wheel.schedule(3, Timestamp::from_millis(250));
         assert!(fired(&mut wheel, 200).is_empty());
         assert_eq!(fired(&mut wheel, 300), [3]);
@@ -119,7 +123,7 @@ mod tests {
 
     #[test]
     fn the_earlier_of_two_deadlines_wins() {
-        let mut wheel = TimerWheel::new(Timestamp::from_millis(0));
+        let mut wheel = TimerWheel::new(Timestamp::from_millis(0), 0);
         wheel.schedule(0, Timestamp::from_millis(900));
         wheel.schedule(0, Timestamp::from_millis(300));
         wheel.schedule(0, Timestamp::from_millis(600));
@@ -130,7 +134,7 @@ mod tests {
     #[test]
     fn timers_keep_their_order_however_old_the_clock_is() {
         for start in [0, 51_100, 1 << 32, (1 << 32) * TICK_MILLIS - 150, 1 << 60] {
-            let mut wheel = TimerWheel::new(Timestamp::from_millis(start));
+            let mut wheel = TimerWheel::new(Timestamp::from_millis(start), 0);
             for (slot, first, second) in [(0, 40_000, 300), (1, 300, 40_000), (2, 70_000, 50_000)] {
                 wheel.schedule(slot, Timestamp::from_millis(start + first));
                 wheel.schedule(slot, Timestamp::from_millis(start + second));
@@ -143,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_cancelled_timer_stays_silent_among_its_neighbours() {
-        let mut wheel = TimerWheel::new(Timestamp::from_millis(0));
+        let mut wheel = TimerWheel::new(Timestamp::from_millis(0), 0);
         for slot in 0..5 {
             wheel.schedule(slot, Timestamp::from_millis(500));
         }
@@ -155,14 +159,14 @@ mod tests {
 
     #[test]
     fn a_deadline_beyond_the_horizon_fires_early_to_be_set_again() {
-        let mut wheel = TimerWheel::new(Timestamp::from_millis(0));
+        let mut wheel = TimerWheel::new(Timestamp::from_millis(0), 0);
         wheel.schedule(1, Timestamp::from_millis(10_000_000));
         assert_eq!(fired(&mut wheel, 60_000), [1]);
     }
 
     #[test]
     fn a_jump_of_the_clock_fires_everything_due() {
-        let mut wheel = TimerWheel::new(Timestamp::from_millis(0));
+        let mut wheel = TimerWheel::new(Timestamp::from_millis(0), 0);
         for slot in 0..100 {
             wheel.schedule(slot, Timestamp::from_millis(slot as u64 * 400));
         }

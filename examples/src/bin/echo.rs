@@ -6,12 +6,8 @@
 use std::{error::Error, time::Duration};
 
 use clap::Parser;
-use mimalloc::MiMalloc;
 use ringwire::{Connection, Engine, Handler, HttpRequest, HttpResponse, Message, Upgrade, UpgradeRequest};
 use ringwire_examples::{ServerArgs, log_to_stderr, print_ready};
-
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Echoes every WebSocket message.
 #[derive(Parser)]
