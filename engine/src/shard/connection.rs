@@ -152,7 +152,7 @@ impl<S> Connection<'_, S> {
     ///
     /// With [`handle`](Self::handle) and [`id`](Self::id) it finds its way back to the connection.
     pub fn spawn(&mut self, future: impl Future<Output = ()> + 'static) {
-        self.context.spawned.push(Box::pin(future));
+        self.context.spawned.push_back(Box::pin(future));
     }
 
     /// A handle to this shard's connections, for futures on its thread.

@@ -115,7 +115,8 @@ pub(crate) struct Context {
     now: Timestamp,
     /// Connections that have output and whose turn nobody else takes.
     dirty: Vec<ConnectionId>,
-    spawned: Vec<LocalFuture<()>>,
+    /// In the order of their calls.
+    spawned: VecDeque<LocalFuture<()>>,
     lent: Lent,
     topics: TopicTable,
     topic_limits: TopicLimits,
@@ -172,7 +173,7 @@ impl<H: Handler> Shard<H> {
                 corks: CorkPool::new(),
                 now,
                 dirty: Vec::new(),
-                spawned: Vec::new(),
+                spawned: VecDeque::new(),
                 lent: Lent::default(),
                 topics: TopicTable::new(0, TopicRegistry::new(1), TopicRules::default()),
                 topic_limits: TopicLimits::default(),
@@ -405,7 +406,7 @@ impl<H: Handler> Shard<H> {
 
     /// The next future to run for a connection's sake.
     pub fn poll_spawned(&mut self) -> Option<LocalFuture<()>> {
-        self.context.spawned.pop()
+        self.context.spawned.pop_front()
     }
 
     /// The next decision that takes time; its result goes to [`handle_upgrade`](Self::handle_upgrade).
