@@ -20,6 +20,7 @@ use crate::{
 on_both_drivers!(
     the_outbox_is_filled_to_its_limit_and_not_beyond,
     the_newest_is_dropped_and_the_connection_lives,
+    the_oldest_are_dropped_and_the_newest_arrive,
     a_full_outbox_closes_the_connection,
     a_full_outbox_of_a_peer_that_never_reads_ends_it,
     an_outbox_filled_on_open_follows_the_answer_to_the_upgrade,
@@ -169,6 +170,45 @@ fn the_newest_is_dropped_and_the_connection_lives(driver: Driver) {
     assert_eq!(counters.dropped_newest, dropped);
     assert_eq!((counters.dropped_by_close, counters.dropped_closing, counters.closed_outbox_full), (0, 0, 0));
     assert_eq!(drained.try_iter().count(), 0);
+}
+
+fn the_oldest_are_dropped_and_the_newest_arrive(driver: Driver) {
+    let (tell, told) = mpsc::channel();
+    let server = Server::start(tight(driver, OutboxFull::DropOldest), move |_| sender(&tell));
+    for bytes in [20, 3000, 9000, 40_000] {
+        let before = server.counters();
+        let mut client = Client::connect_narrow(server.address, 32 * 1024);
+        let mut count = 0;
+        // Go on for a while after the first was dropped.
+        let mut rounds_left = 20;
+        while rounds_left > 0 {
+            client.send_text(&format!("10 {bytes}"));
+            for told in collect(&told, 1) {
+                assert!(told.statuses.iter().all(|status| status.is_sent()), "{told:?}");
+                assert!(told.outbox_bytes.iter().all(|bytes| *bytes <= OUTBOX_BYTES), "{told:?}");
+            }
+            count += 10;
+            rounds_left -= usize::from(server.counters().dropped_oldest > before.dropped_oldest);
+        }
+        client.send(OpCode::Ping, b"the end");
+        let mut arrived = Vec::new();
+        loop {
+            match client.receive() {
+                Received::Binary(payload) => arrived.push(number(&payload)),
+                Received::Pong(_) => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(arrived.is_sorted_by(|one, next| one < next), "{arrived:?}");
+        let dropped = server.counters().dropped_oldest - before.dropped_oldest;
+        assert_eq!(arrived.len() as u64 + dropped, count);
+        // The newest are all there, as many as the outbox holds but for what was on its way.
+        let newest = arrived.windows(2).rev().take_while(|pair| pair[0] + 1 == pair[1]).count() + 1;
+        assert!(newest >= (OUTBOX_BYTES / 2 / frame_bytes(bytes)).max(1), "{newest} of {arrived:?}");
+        client.close();
+    }
+    let counters = server.counters();
+    assert_eq!((counters.dropped_newest, counters.closed_outbox_full), (0, 0));
 }
 
 fn a_full_outbox_closes_the_connection(driver: Driver) {

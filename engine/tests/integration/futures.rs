@@ -21,6 +21,7 @@ on_both_drivers!(
     frames_wait_for_a_deferred_decision,
     a_client_that_leaves_during_a_decision_is_let_go,
     a_future_finds_its_way_back,
+    futures_begin_in_their_order,
     a_handle_to_what_is_gone_says_so,
     a_handle_inside_a_call_is_refused,
     a_handle_reaches_other_connections_of_its_shard,
@@ -154,6 +155,29 @@ fn a_future_finds_its_way_back(driver: Driver) {
         }
     }
     client.close();
+}
+
+fn futures_begin_in_their_order(driver: Driver) {
+    let server = Server::start(config(driver), |_| {
+        Script::echo().on_message(|connection, message| {
+            for part in ["a", "b"] {
+                let (handle, id, text) = (connection.handle(), connection.id(), format!("{message}{part}"));
+                connection.spawn(async move {
+                    let _ = handle.with(id, |connection| connection.send(&text));
+                });
+            }
+        })
+    });
+    let mut client = server.connect();
+    let numbers: Vec<_> = (0..20).map(|number| number.to_string()).collect();
+    // Received together, so that all of them are spawned before the first begins.
+    let frames: Vec<u8> =
+        numbers.iter().flat_map(|number| client.frame(OpCode::Text, number.as_bytes())).collect();
+    client.write(&frames);
+    for number in numbers {
+        assert_eq!(client.receive_text(), format!("{number}a"));
+        assert_eq!(client.receive_text(), format!("{number}b"));
+    }
 }
 
 fn a_handle_to_what_is_gone_says_so(driver: Driver) {
