@@ -1,5 +1,5 @@
-//! `connect`: handshakes per second, and optionally a reconnect storm: many connections that are dropped at once
-//! and all come back at once.
+//! `connect`: handshakes per second, and optionally a reconnect storm: many connections that are dropped at
+//! once and all come back at once.
 //!
 //! A handshake is a TCP connect, an upgrade request and its checked response. Then the client hangs up.
 

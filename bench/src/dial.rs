@@ -1,7 +1,7 @@
 //! Opening connections: TCP connect and upgrade without blocking, one or many at a time.
 //!
-//! Every response is checked against its request (RFC 6455 section 4.1). It does not know what the connection is
-//! for.
+//! Every response is checked against its request (RFC 6455 section 4.1). It does not know what the connection
+//! is for.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -55,8 +55,8 @@ pub(crate) enum Progress {
 }
 
 impl Dial {
-    /// Starts a connection. `index` spreads the connections over many loopback source addresses, so that ports
-    /// waiting in TIME_WAIT do not run out.
+    /// Starts a connection. `index` spreads the connections over many loopback source addresses, so that
+    /// ports waiting in TIME_WAIT do not run out.
     ///
     /// # Errors
     /// The socket could not be made or connected.

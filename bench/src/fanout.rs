@@ -1,8 +1,9 @@
-//! `fanout`: one publisher, many subscribers of one topic; the server publishes every message to all subscribers.
+//! `fanout`: one publisher, many subscribers of one topic; the server publishes every message to all
+//! subscribers.
 //!
-//! The publisher is the first of the subscribers. Closed loop: the next burst is published when all have got the last.
-//! Open loop: publications leave on a schedule, and the latency of every delivery counts from when its publication
-//! was due. Some subscribers may hang: they never read, and the others must not suffer.
+//! The publisher is the first of the subscribers. Closed loop: the next burst is published when all have got
+//! the last. Open loop: publications leave on a schedule, and the latency of every delivery counts from when
+//! its publication was due. Some subscribers may hang: they never read, and the others must not suffer.
 
 use std::time::{Duration, Instant};
 

@@ -1,8 +1,8 @@
-//! `idle`: as many connections as there may be, one message each, then silence: what does a connection hold that
-//! says nothing?
+//! `idle`: as many connections as there may be, one message each, then silence: what does a connection hold
+//! that says nothing?
 //!
-//! The kernel's share is what all slab caches grew by. Both ends of every connection are on this machine, so it
-//! holds the client's sockets too.
+//! The kernel's share is what all slab caches grew by. Both ends of every connection are on this machine, so
+//! it holds the client's sockets too.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! One client thread's share of the connections: receives, checks, masks and sends, and nothing else.
 //!
-//! One receive buffer and one send buffer serve all connections. A connection keeps bytes of its own only while
-//! the socket does not take them.
+//! One receive buffer and one send buffer serve all connections. A connection keeps bytes of its own only
+//! while the socket does not take them.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;

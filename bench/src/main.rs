@@ -1,5 +1,5 @@
-//! The load generator behind `scripts/bench.sh`: opens connections to one server on this machine, loads it in one
-//! of several ways, checks every reply, and prints one JSON object: what was asked and what came out.
+//! The load generator behind `scripts/bench.sh`: opens connections to one server on this machine, loads it in
+//! one of several ways, checks every reply, and prints one JSON object: what was asked and what came out.
 //!
 //! The line for humans goes to standard error.
 #![forbid(unsafe_code)]

@@ -183,8 +183,8 @@ const VARIANTS_BYTES_MAX: usize = 128 * 1024;
 
 /// Copies and masks in one go.
 ///
-/// Not a copy and then a mask: a frame's header shifts its payload by a few bytes, and that is where some processors'
-/// `rep movsb`, which `memcpy` takes for a few KiB, is twenty times slower than usual.
+/// Not a copy and then a mask: a frame's header shifts its payload by a few bytes, and that is where some
+/// processors' `rep movsb`, which `memcpy` takes for a few KiB, is twenty times slower than usual.
 #[inline]
 fn copy_masked(to: &mut [u8], from: &[u8], mask: [u8; 4]) {
     let (to_words, to_rest) = to.as_chunks_mut::<8>();

@@ -1,5 +1,6 @@
-//! `rate`: open loop echo. Messages leave on a schedule, whatever comes back, and a latency counts from the time at
-//! which its message was *due*: a server that stalls is charged for everything that had to wait meanwhile.
+//! `rate`: open loop echo. Messages leave on a schedule, whatever comes back, and a latency counts from the
+//! time at which its message was *due*: a server that stalls is charged for everything that had to wait
+//! meanwhile.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU64;

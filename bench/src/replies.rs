@@ -1,8 +1,8 @@
 //! The incoming side of one client connection: follows the replies and checks them as they arrive.
 //!
-//! Nothing is kept but the place in the current frame. All data frames of a run start with the same byte, so a
-//! frame that starts with another one is a control frame, or a violation. A reply in several fragments would
-//! be legal, but no engine measured here sends one, and it would hide a cost: it is refused.
+//! Nothing is kept but the place in the current frame. All data frames of a run start with the same byte, so
+//! a frame that starts with another one is a control frame, or a violation. A reply in several fragments
+//! would be legal, but no engine measured here sends one, and it would hide a cost: it is refused.
 
 use ringwire::protocol::frame::{CONTROL_PAYLOAD_BYTES_MAX, HEADER_BYTES_MAX, OpCode};
 use ringwire::protocol::{FrameHeader, parse_close};

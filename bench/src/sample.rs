@@ -170,7 +170,8 @@ pub(crate) fn open_files_max(pid: u32) -> Result<u64> {
 /// The bytes of the kernel's slab caches: in all, and by name. `None` where they cannot be read.
 pub(crate) fn slab_bytes() -> Option<Vec<(String, u64)>> {
     let slabs = fs::read_to_string("/proc/slabinfo").ok()?;
-    // name active_objs num_objs objsize objperslab pagesperslab : tunables .. : slabdata active_slabs num_slabs ..
+    // name active_objs num_objs objsize objperslab pagesperslab : tunables .. : slabdata active_slabs
+    // num_slabs ..
     let caches = slabs.lines().filter_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let pages_per_slab: u64 = fields.get(5)?.parse().ok()?;

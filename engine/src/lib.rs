@@ -1,7 +1,7 @@
 //! A WebSocket server engine for Linux: one pinned io_uring runtime per core.
 //!
-//! A program implements [`Handler`] and starts an [`Engine`]. Every core gets a *shard*: a thread pinned to it with a
-//! runtime, a listening socket, a handler and a share of the connections. Shards share nothing.
+//! A program implements [`Handler`] and starts an [`Engine`]. Every core gets a *shard*: a thread pinned to
+//! it with a runtime, a listening socket, a handler and a share of the connections. Shards share nothing.
 //!
 //! ```no_run
 //! use ringwire::{Config, Connection, Engine, Handler, Message, Upgrade, protocol::UpgradeRequest};
@@ -24,8 +24,8 @@
 //! }
 //! ```
 //!
-//! `ARCHITECTURE.md` beside this crate's manifest has the layers, the way of one message and the decisions with their
-//! figures.
+//! `ARCHITECTURE.md` beside this crate's manifest has the layers, the way of one message and the decisions
+//! with their figures.
 
 pub mod buffer;
 pub mod connection;

@@ -1,4 +1,5 @@
-//! In a steady state nothing is allocated for a message: not to receive it, not to hand it over, not to send it.
+//! In a steady state nothing is allocated for a message: not to receive it, not to hand it over, not to send
+//! it.
 //!
 //! One test, because the allocations of the whole process are counted. The clients here make none.
 

@@ -1,4 +1,5 @@
-//! Replays the seeds of the fuzz targets, and every input that once made one fail, through the same functions.
+//! Replays the seeds of the fuzz targets, and every input that once made one fail, through the same
+//! functions.
 //!
 //! `engine/fuzz/seeds/TARGET/` has them; a finding goes there under a name that says what was wrong.
 

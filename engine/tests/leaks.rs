@@ -1,5 +1,5 @@
-//! What an engine takes from the process it gives back: descriptors, threads, rings, memory. And it goes on when there are
-//! no descriptors left.
+//! What an engine takes from the process it gives back: descriptors, threads, rings, memory. And it goes on
+//! when there are no descriptors left.
 //!
 //! One test, because the counts are those of the whole process.
 
@@ -234,7 +234,8 @@ fn accepting_goes_on_when_descriptors_come_back(driver: Driver) {
         client.read_upgrade();
         client.echo("so are we");
     }
-    // A place that is left is taken by who waits, without anybody knocking again. The client's own end stays open.
+    // A place that is left is taken by who waits, without anybody knocking again. The client's own end stays
+    // open.
     waiting[0].send(ringwire::protocol::OpCode::Close, &[]);
     assert_eq!(waiting[0].receive(), Received::Close(None));
     waiting[0].shut_write();

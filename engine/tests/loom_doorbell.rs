@@ -1,6 +1,8 @@
-//! Every interleaving of the doorbell's users: no wake is lost, and none is needed while the consumer is awake.
+//! Every interleaving of the doorbell's users: no wake is lost, and none is needed while the consumer is
+//! awake.
 //!
-//! Run with `LOOM_MAX_PREEMPTIONS=3 RUSTFLAGS="--cfg loom" cargo test --release -p ringwire --test loom_doorbell`.
+//! Run with `LOOM_MAX_PREEMPTIONS=3 RUSTFLAGS="--cfg loom" cargo test --release -p ringwire --test
+//! loom_doorbell`.
 
 #![cfg(loom)]
 
@@ -67,7 +69,8 @@ impl Ring {
         self.pushed.load(Ordering::Relaxed) - self.popped.load(Ordering::Acquire) >= capacity
     }
 
-    /// The consumer: takes what there is, sleeps when nothing came meanwhile, until it has `expected` or hears the close.
+    /// The consumer: takes what there is, sleeps when nothing came meanwhile, until it has `expected` or
+    /// hears the close.
     fn consume(&self, expected: usize) {
         let mut taken = 0;
         loop {

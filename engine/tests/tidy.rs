@@ -1,7 +1,7 @@
 //! Reads the sources and fails where they break a rule of the project that no compiler checks.
 //!
-//! A rule is a function from one file to its violations. Every rule first has to find a planted violation and to let
-//! a planted good line pass, then it reads the files.
+//! A rule is a function from one file to its violations. Every rule first has to find a planted violation and
+//! to let a planted good line pass, then it reads the files.
 
 #[path = "tidy/source.rs"]
 mod source;

@@ -1,6 +1,7 @@
 //! The hot path of `ringwire::protocol`, cut into pieces that can be run any number of times.
 //!
-//! Used by the benchmark, which times them, and by the example `instructions`, which repeats one under a profiler.
+//! Used by the benchmark, which times them, and by the example `instructions`, which repeats one under a
+//! profiler.
 
 use std::hint::black_box;
 
@@ -44,8 +45,8 @@ fn workload(name: String, bytes: usize, run: impl FnMut() + 'static) -> Workload
     Workload { name, bytes, run: Box::new(run) }
 }
 
-/// Frames in, messages out. The key is zero, so that the payload is the same after it was unmasked in place: the
-/// decoder does not look at the key's value.
+/// Frames in, messages out. The key is zero, so that the payload is the same after it was unmasked in place:
+/// the decoder does not look at the key's value.
 fn decode(kind: &str, opcode: OpCode, payload: Vec<u8>, frames: usize) -> Workload {
     let mut stream = Vec::new();
     (0..frames).for_each(|_| append_masked_frame(&mut stream, opcode, &payload, [0; 4]));

@@ -1,5 +1,5 @@
-//! The pool of cork buffers: small frames bound for one connection are written one after the other into such a buffer
-//! and leave in one send.
+//! The pool of cork buffers: small frames bound for one connection are written one after the other into such
+//! a buffer and leave in one send.
 //!
 //! Invariant: every pooled buffer is empty and holds between `CORK_BYTES` and `CORK_BYTES_MAX` of capacity.
 

@@ -1,15 +1,18 @@
-//! The slab of receive buffers of a shard: preallocated in two size classes, leased to connections that are reading.
+//! The slab of receive buffers of a shard: preallocated in two size classes, leased to connections that are
+//! reading.
 //!
-//! Invariants: `leased + idle <= capacity` per class; a buffer is in exactly one place (idle in the pool, in a lease, or
-//! inside an operation in flight, which owns the lease); dropping a lease gives its buffer back. At the cap
-//! [`LeasePool::lease`] answers `None` and the connection waits for readiness instead, holding nothing.
+//! Invariants: `leased + idle <= capacity` per class; a buffer is in exactly one place (idle in the pool, in
+//! a lease, or inside an operation in flight, which owns the lease); dropping a lease gives its buffer back.
+//! At the cap [`LeasePool::lease`] answers `None` and the connection waits for readiness instead, holding
+//! nothing.
 
 use std::{cell::RefCell, fmt, rc::Rc};
 
 use monoio::buf::{IoBuf, IoBufMut};
 
-/// Bytes in front of every receive buffer for what an earlier read left over (an incomplete frame header or control
-/// frame, RFC 6455 section 5.2: at most 14 + 125 bytes), so that decoding always sees contiguous bytes.
+/// Bytes in front of every receive buffer for what an earlier read left over (an incomplete frame header or
+/// control frame, RFC 6455 section 5.2: at most 14 + 125 bytes), so that decoding always sees contiguous
+/// bytes.
 pub const HEADROOM_BYTES: usize = 192;
 
 /// The size of a leased buffer.
@@ -186,8 +189,8 @@ impl fmt::Debug for Lease {
     }
 }
 
-// SAFETY: the bytes are a heap allocation that does not move with the value, all of it initialised; the slice named here
-// lies inside it. monoio owns the lease until the kernel has completed the operation.
+// SAFETY: the bytes are a heap allocation that does not move with the value, all of it initialised; the slice
+// named here lies inside it. monoio owns the lease until the kernel has completed the operation.
 unsafe impl IoBuf for Lease {
     fn read_ptr(&self) -> *const u8 {
         self.bytes[HEADROOM_BYTES..].as_ptr()
@@ -198,8 +201,9 @@ unsafe impl IoBuf for Lease {
     }
 }
 
-// SAFETY: as above; `bytes_total` is the length of the region that `write_ptr` starts, and the lease is the only owner of
-// it. `set_init` only notes how much was filled: every byte was initialised when the buffer was allocated.
+// SAFETY: as above; `bytes_total` is the length of the region that `write_ptr` starts, and the lease is the
+// only owner of it. `set_init` only notes how much was filled: every byte was initialised when the buffer was
+// allocated.
 unsafe impl IoBufMut for Lease {
     fn write_ptr(&mut self) -> *mut u8 {
         self.bytes[HEADROOM_BYTES..].as_mut_ptr()

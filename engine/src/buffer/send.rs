@@ -1,7 +1,7 @@
 //! What is being sent: bytes with a position, owned by one connection or shared by many.
 //!
-//! Invariant: `offset <= bytes.len()`; the bytes never change while the buffer exists, so the kernel may read them while
-//! an operation is in flight.
+//! Invariant: `offset <= bytes.len()`; the bytes never change while the buffer exists, so the kernel may read
+//! them while an operation is in flight.
 
 use std::{rc::Rc, sync::Arc};
 
@@ -11,7 +11,8 @@ use monoio::buf::IoBuf;
 #[derive(Clone, Debug)]
 pub struct SharedFrame(Arc<Vec<u8>>);
 
-/// A shared frame in the hands of one shard: its connections count their references without atomic operations.
+/// A shared frame in the hands of one shard: its connections count their references without atomic
+/// operations.
 #[derive(Clone, Debug)]
 pub struct LocalFrame(Rc<SharedFrame>);
 
@@ -137,9 +138,9 @@ impl SendBuffer {
     }
 }
 
-// SAFETY: the pointer stays valid for `bytes_init` bytes while the value lives, wherever it is moved: both kinds keep
-// their bytes on the heap, and nothing can change them through a shared reference. monoio owns the value, and so keeps it
-// alive, until the kernel has completed the operation.
+// SAFETY: the pointer stays valid for `bytes_init` bytes while the value lives, wherever it is moved: both
+// kinds keep their bytes on the heap, and nothing can change them through a shared reference. monoio owns the
+// value, and so keeps it alive, until the kernel has completed the operation.
 unsafe impl IoBuf for SendBuffer {
     fn read_ptr(&self) -> *const u8 {
         self.unsent().as_ptr()

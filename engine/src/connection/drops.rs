@@ -1,4 +1,5 @@
-//! Dropping queued messages, oldest first: whole frames, never one whose first byte has left, never a control frame.
+//! Dropping queued messages, oldest first: whole frames, never one whose first byte has left, never a control
+//! frame.
 //!
 //! Queued frames are walked by their headers (RFC 6455 section 5.2); nothing but their bytes is kept of them.
 

@@ -1,8 +1,9 @@
-//! The endpoint (RFC 6455 section 2): one side of one connection, from the upgrade request to the end of the transport.
+//! The endpoint (RFC 6455 section 2): one side of one connection, from the upgrade request to the end of the
+//! transport.
 //!
-//! Invariants: phases only move forward; no frame is processed after a close frame was received, and no data is queued
-//! after one was sent; `ended` is set exactly once, when the phase leaves `Open` and `Closing` for good.
-//! Grammar: `handle_*` feeds it, plain verbs are commands, `poll_*` asks what comes of it.
+//! Invariants: phases only move forward; no frame is processed after a close frame was received, and no data
+//! is queued after one was sent; `ended` is set exactly once, when the phase leaves `Open` and `Closing` for
+//! good. Grammar: `handle_*` feeds it, plain verbs are commands, `poll_*` asks what comes of it.
 
 use std::ops::Range;
 
@@ -107,13 +108,15 @@ pub struct Endpoint {
 /// What an idle connection does not have: bytes left over between two receives.
 #[derive(Debug, Default)]
 struct Partial {
-    /// Undecoded bytes: the beginning of a request, a frame header or a control frame, or what came during a pause.
+    /// Undecoded bytes: the beginning of a request, a frame header or a control frame, or what came during a
+    /// pause.
     carry: Vec<u8>,
     /// Room for a frame header, then the payload of the message in progress.
     assembly: Vec<u8>,
 }
 
-/// Room in front of an assembled message for the header of a server's frame, so that it can be sent on in place.
+/// Room in front of an assembled message for the header of a server's frame, so that it can be sent on in
+/// place.
 const ASSEMBLY_HEADER_BYTES: usize = 10;
 const _: () = assert!(size_of::<Endpoint>() <= 256, "what every connection carries");
 const _: () = assert!(HEADER_BYTES_MAX + 125 <= HEADROOM_BYTES);
@@ -174,9 +177,9 @@ impl Endpoint {
         &self.outbox
     }
 
-    /// Notes that bytes arrived and puts what an earlier input left over in front of them. The new bytes stand in `input`
-    /// from [`HEADROOM_BYTES`] on; answers where decoding begins, or a buffer to decode instead of `input`, when what was
-    /// left over does not fit in front.
+    /// Notes that bytes arrived and puts what an earlier input left over in front of them. The new bytes
+    /// stand in `input` from [`HEADROOM_BYTES`] on; answers where decoding begins, or a buffer to decode
+    /// instead of `input`, when what was left over does not fit in front.
     pub fn handle_received(&mut self, input: &mut [u8], now: Timestamp) -> Result<usize, Vec<u8>> {
         self.last_received = now;
         let Some(partial) = self.partial.as_mut().filter(|partial| !partial.carry.is_empty()) else {
@@ -212,8 +215,8 @@ impl Endpoint {
         kept
     }
 
-    /// The next event in `input` from `position` on, which moves past it. `None` when more bytes are needed; what lies
-    /// behind `position` then must be [kept](Self::keep).
+    /// The next event in `input` from `position` on, which moves past it. `None` when more bytes are needed;
+    /// what lies behind `position` then must be [kept](Self::keep).
     pub fn poll_event(
         &mut self,
         input: &mut [u8],
@@ -314,8 +317,8 @@ impl Endpoint {
         self.outbox.push_data(opcode, payload, &settings.outbox, corks)
     }
 
-    /// Queues frames that others send as well. With a `key`, and while the outbox is congested, they replace what was
-    /// queued with the same key.
+    /// Queues frames that others send as well. With a `key`, and while the outbox is congested, they replace
+    /// what was queued with the same key.
     pub fn send_shared(
         &mut self,
         frame: &LocalFrame,
@@ -335,7 +338,8 @@ impl Endpoint {
         self.outbox.push_shared(frame, key, limits).map(SharedStatus::Queued)
     }
 
-    /// Drops the oldest messages that have not begun to leave until there is room for `bytes` more, if that can be.
+    /// Drops the oldest messages that have not begun to leave until there is room for `bytes` more, if that
+    /// can be.
     pub fn make_room(&mut self, bytes: usize, settings: &Settings) -> Dropped {
         self.outbox.make_room(bytes, &settings.outbox)
     }
@@ -348,7 +352,8 @@ impl Endpoint {
         self.outbox.reserve(frame_bytes(payload_bytes), &settings.outbox).ok()
     }
 
-    /// `sent` bytes of a relayed frame have left; `rest` has not. Answers whether the outbox fell to its low mark.
+    /// `sent` bytes of a relayed frame have left; `rest` has not. Answers whether the outbox fell to its low
+    /// mark.
     pub fn handle_relayed(&mut self, sent: usize, rest: &[u8], settings: &Settings) -> bool {
         self.outbox.sent_directly(sent, rest, &settings.outbox) && self.is_open()
     }
@@ -489,15 +494,16 @@ impl Endpoint {
         if self.phase > Phase::Closing { self.ended.take() } else { None }
     }
 
-    /// Stops or resumes the receipt of messages; the kernel's buffers and so the peer's sends then fill up. A connection
-    /// that is closing is not paused: it has to see the peer's close frame or the end of the stream.
+    /// Stops or resumes the receipt of messages; the kernel's buffers and so the peer's sends then fill up. A
+    /// connection that is closing is not paused: it has to see the peer's close frame or the end of the
+    /// stream.
     pub fn pause_receive(&mut self, paused: bool) {
         self.resumed |= self.paused && !paused;
         self.paused = paused && self.is_open();
     }
 
-    /// Receipt was resumed since the last call: what was [kept](Self::take_kept) is to be processed. A pong that is still
-    /// awaited may lie behind it, so the wait for it begins anew.
+    /// Receipt was resumed since the last call: what was [kept](Self::take_kept) is to be processed. A pong
+    /// that is still awaited may lie behind it, so the wait for it begins anew.
     pub fn take_resumed(&mut self, settings: &Settings, now: Timestamp) -> bool {
         let resumed = std::mem::take(&mut self.resumed);
         if resumed && self.is_open() && self.awaiting_pong {
@@ -613,8 +619,8 @@ impl Endpoint {
     }
 }
 
-/// How much is reserved at once for a message whose header announces more than has arrived: a peer must send bytes to
-/// make this side allocate them.
+/// How much is reserved at once for a message whose header announces more than has arrived: a peer must send
+/// bytes to make this side allocate them.
 const ASSEMBLY_RESERVED_BYTES_MAX: usize = 256 * 1024;
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! One connection's state machine: bytes and the time in, events and bytes out.
 //!
-//! [`Endpoint`] follows RFC 6455 from the first byte of the upgrade request to the last of the close handshake. It is fed
-//! by the shard and knows neither sockets nor clocks nor the user's handler.
+//! [`Endpoint`] follows RFC 6455 from the first byte of the upgrade request to the last of the close
+//! handshake. It is fed by the shard and knows neither sockets nor clocks nor the user's handler.
 
 #![forbid(unsafe_code)]
 

@@ -1,9 +1,9 @@
 //! The outbox: what waits to be sent to one peer, within an exact limit.
 //!
-//! Invariants: `bytes` is what the socket has not taken yet, the buffer in flight included; data frames never raise it
-//! above `bytes_max`; control frames are exempt from that limit and bounded by `CONTROL_BYTES_MAX` beyond it; at most one
-//! buffer is in flight; a frame whose first byte has left is never dropped or torn apart; a queued buffer of frames that is
-//! not torn consists of whole frames; nothing follows a close frame.
+//! Invariants: `bytes` is what the socket has not taken yet, the buffer in flight included; data frames never
+//! raise it above `bytes_max`; control frames are exempt from that limit and bounded by `CONTROL_BYTES_MAX`
+//! beyond it; at most one buffer is in flight; a frame whose first byte has left is never dropped or torn
+//! apart; a queued buffer of frames that is not torn consists of whole frames; nothing follows a close frame.
 
 use std::collections::VecDeque;
 
@@ -148,7 +148,8 @@ impl Outbox {
         Ok(status)
     }
 
-    /// Puts `frame` in the place of the queued one with the same key, if there is one and the limit allows it.
+    /// Puts `frame` in the place of the queued one with the same key, if there is one and the limit allows
+    /// it.
     pub(super) fn replace(&mut self, frame: &LocalFrame, key: ConflationKey, limits: &OutboxLimits) -> bool {
         let same =
             |entry: &&mut Entry| entry.content == Content::Publication(Some(key)) && !entry.buffer.is_torn();
@@ -199,7 +200,8 @@ impl Outbox {
         dropped
     }
 
-    /// Drops the oldest data frames that have not begun to leave until there is room for `bytes`, if that can be.
+    /// Drops the oldest data frames that have not begun to leave until there is room for `bytes`, if that can
+    /// be.
     pub(super) fn make_room(&mut self, bytes: usize, limits: &OutboxLimits) -> Dropped {
         let excess = self.bytes.saturating_add(bytes).saturating_sub(limits.bytes_max);
         // What is torn or in flight stays: nothing is dropped in vain.
@@ -212,7 +214,8 @@ impl Outbox {
         dropped
     }
 
-    /// The next bytes for the socket, unless some are in flight. Hand the buffer back with [`sent`](Self::sent).
+    /// The next bytes for the socket, unless some are in flight. Hand the buffer back with
+    /// [`sent`](Self::sent).
     pub(super) fn poll(&mut self, corks: &mut CorkPool) -> Option<SendBuffer> {
         if self.in_flight {
             return None;
@@ -402,7 +405,8 @@ mod tests {
             self.outbox.push_pong(payload, &self.limits, &mut self.corks);
         }
 
-        /// The socket takes up to `bytes` of the next buffer. Answers how many, and whether the low mark was reached.
+        /// The socket takes up to `bytes` of the next buffer. Answers how many, and whether the low mark was
+        /// reached.
         fn send(&mut self, bytes: usize) -> Option<(usize, bool)> {
             let buffer = self.outbox.poll(&mut self.corks)?;
             assert!(self.outbox.poll(&mut self.corks).is_none(), "two buffers in flight");

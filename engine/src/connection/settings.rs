@@ -44,7 +44,8 @@ pub struct Timeouts {
     pub close: Duration,
     /// From accept to a close with 1001.
     pub lifetime: Option<Duration>,
-    /// The lifetime is lengthened by up to this, at random, so that connections opened together do not end together.
+    /// The lifetime is lengthened by up to this, at random, so that connections opened together do not end
+    /// together.
     pub lifetime_jitter: Duration,
 }
 

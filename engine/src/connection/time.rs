@@ -1,4 +1,5 @@
-//! Points in time as the sans-IO layers see them: milliseconds handed in by the caller, never read from a clock.
+//! Points in time as the sans-IO layers see them: milliseconds handed in by the caller, never read from a
+//! clock.
 
 use std::time::Duration;
 

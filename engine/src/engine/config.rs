@@ -21,7 +21,8 @@ use crate::{
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
-    /// Where to listen. With port 0 the kernel chooses; [`Engine::local_address`](crate::Engine::local_address) tells.
+    /// Where to listen. With port 0 the kernel chooses;
+    /// [`Engine::local_address`](crate::Engine::local_address) tells.
     pub listen: SocketAddr,
     /// The cores that get a shard each. Default: all.
     pub cores: Cores,
@@ -29,38 +30,45 @@ pub struct Config {
     pub driver: Driver,
     /// Whether other processes may listen on the same address. Default: no.
     pub port_sharing: PortSharing,
-    /// Connections that wait to be accepted, per core. Default: 4096; the kernel's `net.core.somaxconn` caps it.
+    /// Connections that wait to be accepted, per core. Default: 4096; the kernel's `net.core.somaxconn` caps
+    /// it.
     pub backlog: u32,
     /// Connections per shard; more are turned away with 503. Default: 1,000,000.
     pub connections_max: usize,
-    /// The largest message that is received, in bytes; larger ones end the connection with 1009. Default: 1 MiB.
+    /// The largest message that is received, in bytes; larger ones end the connection with 1009. Default: 1
+    /// MiB.
     pub message_bytes_max: usize,
-    /// The largest number of fragments of a received message; more end the connection with 1008. Default: 16,384.
+    /// The largest number of fragments of a received message; more end the connection with 1008. Default:
+    /// 16,384.
     pub fragments_max: u32,
     /// The largest head of an upgrade request, in bytes; larger ones are answered with 431. Default: 8 KiB.
     pub header_bytes_max: usize,
-    /// What may wait to be sent to one peer, in bytes of encoded frames; data frames never exceed it. Default: 1 MiB.
+    /// What may wait to be sent to one peer, in bytes of encoded frames; data frames never exceed it.
+    /// Default: 1 MiB.
     pub outbox_bytes_max: usize,
     /// Above this a send answers `Backpressure`. Default: 256 KiB.
     pub outbox_bytes_high: usize,
-    /// Having been above `outbox_bytes_high`, `on_drain` is called when no more than this waits. Default: 64 KiB.
+    /// Having been above `outbox_bytes_high`, `on_drain` is called when no more than this waits. Default: 64
+    /// KiB.
     pub outbox_bytes_low: usize,
     /// What happens to a message for which there is no room. Default: the connection is closed with 1013.
     pub outbox_full: OutboxFull,
-    /// How each topic treats its subscribers. Default: [`TopicSettings::default`](crate::TopicSettings) for all.
+    /// How each topic treats its subscribers. Default: [`TopicSettings::default`](crate::TopicSettings) for
+    /// all.
     pub topic_rules: TopicRules,
     /// The longest name of a topic, in bytes. Default: 256.
     pub topic_name_bytes_max: usize,
     /// Subscriptions per connection. Default: 1024.
     pub topics_per_connection_max: usize,
-    /// Memory for receive buffers per shard, in bytes. At the cap connections receive by readiness, without a
-    /// buffer of their own. Default: 64 MiB.
+    /// Memory for receive buffers per shard, in bytes. At the cap connections receive by readiness, without
+    /// a buffer of their own. Default: 64 MiB.
     pub buffer_bytes_max: usize,
     /// Receive buffers of 4 KiB that each shard allocates at start. Default: 256.
     pub buffers_preallocated: usize,
     /// From accept to the end of the upgrade, a deferred decision included. Default: 10 s.
     pub handshake_timeout: Duration,
-    /// Without a message in either direction for this long, the connection is closed with 1001. Default: off.
+    /// Without a message in either direction for this long, the connection is closed with 1001. Default:
+    /// off.
     pub idle_timeout: Option<Duration>,
     /// From the last byte received to a keepalive ping. Default: 25 s.
     pub ping_interval: Option<Duration>,

@@ -2,8 +2,8 @@
 
 use super::Error;
 
-/// The cores that get a shard each. Only cores in the process's affinity mask count, so that `taskset` and the cpuset of a
-/// container are respected.
+/// The cores that get a shard each. Only cores in the process's affinity mask count, so that `taskset` and
+/// the cpuset of a container are respected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Cores {
     /// Every core there is.

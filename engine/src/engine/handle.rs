@@ -83,8 +83,8 @@ pub struct Topic {
 }
 
 impl EngineHandle {
-    /// Stops the engine: it accepts no more, closes every connection with 1001 and cuts off what is left after `deadline`.
-    /// Returns at once; [`Engine::join`](crate::Engine::join) waits for the end.
+    /// Stops the engine: it accepts no more, closes every connection with 1001 and cuts off what is left
+    /// after `deadline`. Returns at once; [`Engine::join`](crate::Engine::join) waits for the end.
     pub fn stop(&self, deadline: Duration) {
         for shard in self.shards.iter() {
             shard.mailbox.post(Command::Stop { deadline });
@@ -119,7 +119,8 @@ impl EngineHandle {
     /// Sends a message to one connection.
     ///
     /// # Errors
-    /// When the shard does not take it. The answer says what became of it on the shard, and recognises a stale id.
+    /// When the shard does not take it. The answer says what became of it on the shard, and recognises a
+    /// stale id.
     pub fn send<'m>(
         &self,
         id: ConnectionId,
@@ -160,8 +161,8 @@ impl EngineHandle {
     /// Runs a closure with the handler of a shard, on its thread.
     ///
     /// # Errors
-    /// When the shard does not take the request. The answer is [`HandleError::NoAnswer`] when `H` is not the handler's
-    /// type, or the closure panics.
+    /// When the shard does not take the request. The answer is [`HandleError::NoAnswer`] when `H` is not the
+    /// handler's type, or the closure panics.
     pub fn run_on<H: Handler, R: Send + 'static>(
         &self,
         shard: usize,

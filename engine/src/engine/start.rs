@@ -39,8 +39,8 @@ pub enum PortSharing {
     /// An address that somebody listens on is an error.
     #[default]
     Exclusive,
-    /// Processes of the same user share the address (SO_REUSEPORT), for a restart without a gap: the kernel spreads
-    /// connections over all of them.
+    /// Processes of the same user share the address (SO_REUSEPORT), for a restart without a gap: the kernel
+    /// spreads connections over all of them.
     Shared,
 }
 
@@ -94,8 +94,8 @@ impl Engine {
     /// ```
     ///
     /// # Errors
-    /// A contradictory configuration, an address that cannot be bound, a kernel without what was asked for. Nothing is left
-    /// running then.
+    /// A contradictory configuration, an address that cannot be bound, a kernel without what was asked for.
+    /// Nothing is left running then.
     pub fn start<H: Handler>(
         config: Config,
         factory: impl Fn(ShardInfo) -> H + Send + Sync + 'static,
@@ -185,8 +185,8 @@ impl Engine {
         &self.cores
     }
 
-    /// Waits for SIGTERM or SIGINT, then stops with this deadline and waits for the end. A second signal ends the process
-    /// in the signal's own way.
+    /// Waits for SIGTERM or SIGINT, then stops with this deadline and waits for the end. A second signal ends
+    /// the process in the signal's own way.
     ///
     /// # Errors
     /// When the signals cannot be watched, or a shard's thread panicked.

@@ -1,9 +1,10 @@
-//! The doorbell: a producer rings it after it has put something into a queue, and only a sleeping consumer hears it.
+//! The doorbell: a producer rings it after it has put something into a queue, and only a sleeping consumer
+//! hears it.
 //!
-//! Invariant: when the consumer sleeps, it has armed the bell and found its queues empty after that; when a producer has
-//! pushed, it looks at the bell after that. Each side writes one variable and then reads the other's, so a sequentially
-//! consistent fence stands between the two on both sides: with less, both could read the old value and a wake would be
-//! lost (store buffering; Boehm and Adve, PLDI 2008).
+//! Invariant: when the consumer sleeps, it has armed the bell and found its queues empty after that; when a
+//! producer has pushed, it looks at the bell after that. Each side writes one variable and then reads the
+//! other's, so a sequentially consistent fence stands between the two on both sides: with less, both could
+//! read the old value and a wake would be lost (store buffering; Boehm and Adve, PLDI 2008).
 
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicBool, Ordering, fence};
@@ -52,8 +53,8 @@ impl<S: Signal> Doorbell<S> {
         fence(Ordering::SeqCst);
         let sleeps = self.armed.load(Ordering::Relaxed);
         if sleeps {
-            // Spares the next producer the signal. Should this overwrite a later arming, the signal that follows wakes the
-            // consumer all the same, and it arms anew.
+            // Spares the next producer the signal. Should this overwrite a later arming, the signal that
+            // follows wakes the consumer all the same, and it arms anew.
             self.armed.store(false, Ordering::Relaxed);
             self.signal.signal();
         }

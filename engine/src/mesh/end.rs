@@ -1,7 +1,8 @@
 //! One shard's end of the mesh: a ring to every other shard, a ring from each of them, and the inbox.
 //!
-//! Invariants: what one shard sends to another arrives in the order it was sent; a ring never blocks: what does not fit is
-//! staged in a queue with a limit, and what does not fit there is refused; staged values leave before newer ones.
+//! Invariants: what one shard sends to another arrives in the order it was sent; a ring never blocks: what
+//! does not fit is staged in a queue with a limit, and what does not fit there is refused; staged values
+//! leave before newer ones.
 
 use std::{
     collections::VecDeque,

@@ -14,8 +14,8 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 pub(crate) struct Listener(OwnedFd);
 
 impl Listener {
-    /// Fails when somebody else listens on `address`: with SO_REUSEPORT alone, a second server of the same user would share
-    /// the port in silence.
+    /// Fails when somebody else listens on `address`: with SO_REUSEPORT alone, a second server of the same
+    /// user would share the port in silence.
     pub(crate) fn check_free(address: SocketAddr) -> io::Result<()> {
         stream_socket(address)?.bind(&SockAddr::from(address))
     }
@@ -35,7 +35,8 @@ impl Listener {
         SocketAddr::try_from(address).map_err(|_| io::ErrorKind::AddrNotAvailable.into())
     }
 
-    /// Accepts a connection if one is waiting. The descriptor blocks, as io_uring wants it, and is not inherited.
+    /// Accepts a connection if one is waiting. The descriptor blocks, as io_uring wants it, and is not
+    /// inherited.
     pub(crate) fn accept(&self) -> io::Result<(OwnedFd, SocketAddr)> {
         let (socket, peer) = acceptfrom_with(&self.0, SocketFlags::CLOEXEC)?;
         let peer =

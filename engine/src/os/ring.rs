@@ -1,4 +1,5 @@
-//! io_uring beyond monoio: which set-up flags this kernel has, and the cancelling of a receive that nobody waits for.
+//! io_uring beyond monoio: which set-up flags this kernel has, and the cancelling of a receive that nobody
+//! waits for.
 
 use std::{
     collections::HashSet,
@@ -83,7 +84,8 @@ pub(crate) fn probe_ring() -> io::Result<RingFlags> {
 
 /// A second descriptor of the ring that the runtime of this thread works on.
 ///
-/// monoio keeps its ring to itself. It is found as the one io_uring descriptor that is new after the runtime was built.
+/// monoio keeps its ring to itself. It is found as the one io_uring descriptor that is new after the runtime
+/// was built.
 #[derive(Debug)]
 pub(crate) struct RingHandle(OwnedFd);
 
@@ -105,8 +107,8 @@ const CANCEL_BY_DESCRIPTOR: u32 = 1 << 1;
 static BUILDING: Mutex<()> = Mutex::new(());
 
 impl RingHandle {
-    /// Runs `build`, which makes one ring on this thread, and finds that ring. `None` where /proc is not there or another
-    /// part of the process made a ring at the same time.
+    /// Runs `build`, which makes one ring on this thread, and finds that ring. `None` where /proc is not
+    /// there or another part of the process made a ring at the same time.
     pub(crate) fn capture<R>(build: impl FnOnce() -> R) -> (R, Option<Self>) {
         let _guard = BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let before = ring_descriptors();
@@ -116,8 +118,9 @@ impl RingHandle {
         let (first, second) = (new.next(), new.next());
         let handle = match (first, second) {
             (Some(&descriptor), None) => {
-                // SAFETY: the number was listed just now as an open ring, and its owner, the runtime that `build`
-                // returned, is alive; the descriptor is only borrowed for the time of duplicating it.
+                // SAFETY: the number was listed just now as an open ring, and its owner, the runtime that
+                // `build` returned, is alive; the descriptor is only borrowed for the time of
+                // duplicating it.
                 let ring = unsafe { BorrowedFd::borrow_raw(descriptor) };
                 ring.try_clone_to_owned().ok().map(Self)
             }
@@ -135,8 +138,8 @@ impl RingHandle {
             timeout_nanoseconds: -1,
             ..SyncCancel::default()
         };
-        // SAFETY: the argument is one `io_uring_sync_cancel_reg`, alive during the call, and the operation takes exactly
-        // one. The kernel only reads it.
+        // SAFETY: the argument is one `io_uring_sync_cancel_reg`, alive during the call, and the operation
+        // takes exactly one. The kernel only reads it.
         unsafe {
             rustix::io_uring::io_uring_register(
                 self.0.as_fd(),

@@ -1,7 +1,7 @@
 //! A connected socket whose receive and send may be in flight at the same time.
 //!
-//! monoio's stream operations borrow the stream mutably although they only submit; this type hands out futures that own a
-//! reference instead, so that a connection's task can keep one of each direction.
+//! monoio's stream operations borrow the stream mutably although they only submit; this type hands out
+//! futures that own a reference instead, so that a connection's task can keep one of each direction.
 
 use std::{
     cell::UnsafeCell,
@@ -30,8 +30,8 @@ pub(crate) enum Direction {
 
 /// A connected socket (or any descriptor that can be waited for), cheap to clone, of one thread.
 ///
-/// It is a `UnixStream` whatever its kind: that one is 8 bytes where monoio's `TcpStream` is 80, and the operations are
-/// the same.
+/// It is a `UnixStream` whatever its kind: that one is 8 bytes where monoio's `TcpStream` is 80, and the
+/// operations are the same.
 #[derive(Clone)]
 pub(crate) struct Socket(Rc<UnsafeCell<UnixStream>>);
 
@@ -70,13 +70,14 @@ impl Socket {
 
     /// The stream, for submitting one operation.
     ///
-    /// The operations are made without capturing `self`, so that a connection's task need not store one reference more for
-    /// each of its two operations: every byte of it counts once per idle connection.
+    /// The operations are made without capturing `self`, so that a connection's task need not store one
+    /// reference more for each of its two operations: every byte of it counts once per idle connection.
     fn stream(&self) -> &'static mut UnixStream {
-        // SAFETY: only this thread has the stream, and the callers use the reference for one call that submits an
-        // operation: an operation keeps the descriptor by a reference count of its own, and receives touch nothing that
-        // sends touch (monoio declares its streams `Split`). `readable` and `writable` look at the stream when they are
-        // first polled; the task polls them while it holds this socket, whose memory does not move.
+        // SAFETY: only this thread has the stream, and the callers use the reference for one call that
+        // submits an operation: an operation keeps the descriptor by a reference count of its own,
+        // and receives touch nothing that sends touch (monoio declares its streams `Split`).
+        // `readable` and `writable` look at the stream when they are first polled; the task polls
+        // them while it holds this socket, whose memory does not move.
         unsafe { &mut *self.0.get() }
     }
 

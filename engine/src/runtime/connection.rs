@@ -1,8 +1,10 @@
-//! The task of one connection: at most one receive and one send in flight, and what comes of them fed to the shard.
+//! The task of one connection: at most one receive and one send in flight, and what comes of them fed to the
+//! shard.
 //!
-//! Two ways of receiving. A connection that is quiet, or that moves bulk, waits for readiness, holds no buffer and receives
-//! into the scratch buffer of its core. One that exchanges small messages keeps a receive into a leased buffer pending in
-//! the ring. Two ways of sending: small ones ride the ring, bulk goes straight to the socket.
+//! Two ways of receiving. A connection that is quiet, or that moves bulk, waits for readiness, holds no
+//! buffer and receives into the scratch buffer of its core. One that exchanges small messages keeps a receive
+//! into a leased buffer pending in the ring. Two ways of sending: small ones ride the ring, bulk goes
+//! straight to the socket.
 //!
 //! Invariant: the socket is closed only when neither direction has an operation in flight.
 
@@ -47,8 +49,8 @@ const BULK_RECEIVE_WEIGHT: u8 = 4;
 
 /// Serves one connection to its end.
 ///
-/// Its future is what every connection carries, so it borrows what it can and stores nothing twice: an `async fn` would keep
-/// its arguments beside the variables they are moved into.
+/// Its future is what every connection carries, so it borrows what it can and stores nothing twice: an `async
+/// fn` would keep its arguments beside the variables they are moved into.
 pub(super) fn serve<H: Handler>(
     worker: Rc<Worker<H>>,
     socket: Socket,

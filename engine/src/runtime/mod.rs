@@ -1,8 +1,8 @@
 //! The only asynchronous code: monoio tasks that move bytes between the kernel and a shard.
 //!
-//! One [`Worker`] per core. Its tasks are: one that accepts, one per connection, one that ticks, and the user's futures.
-//! The loop order of a turn: completions wake tasks; a task feeds its shard and sends what came of it; connections that
-//! became dirty on the way are woken and send at the end of the same turn.
+//! One [`Worker`] per core. Its tasks are: one that accepts, one per connection, one that ticks, and the
+//! user's futures. The loop order of a turn: completions wake tasks; a task feeds its shard and sends what
+//! came of it; connections that became dirty on the way are woken and send at the end of the same turn.
 
 mod accept;
 mod connection;

@@ -1,5 +1,5 @@
-//! The user's futures: run as tasks of the shard's thread, guarded against panics, dropped when the worker ends or the
-//! connection they decide about is gone.
+//! The user's futures: run as tasks of the shard's thread, guarded against panics, dropped when the worker
+//! ends or the connection they decide about is gone.
 
 use std::{
     cell::{Cell, RefCell},

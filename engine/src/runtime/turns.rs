@@ -1,7 +1,8 @@
 //! Giving way: a task that finds more to do each time it looks lets the driver and everybody else go first.
 //!
-//! On epoll a wait for readiness is over at once while a peer sends faster than it is served, and a task that wakes itself
-//! keeps the runtime from looking at its driver. An event descriptor is a wait that only the driver ends.
+//! On epoll a wait for readiness is over at once while a peer sends faster than it is served, and a task that
+//! wakes itself keeps the runtime from looking at its driver. An event descriptor is a wait that only the
+//! driver ends.
 
 use std::{
     cell::{Cell, RefCell},

@@ -1,7 +1,8 @@
 //! A worker: one core's shard with everything the tasks of its thread share.
 //!
-//! Invariant: the shard is borrowed only for the length of one `handle_*` or `poll_*` call, never across an await; user
-//! code runs inside such a call and finds the shard borrowed, which is how re-entrance is refused.
+//! Invariant: the shard is borrowed only for the length of one `handle_*` or `poll_*` call, never across an
+//! await; user code runs inside such a call and finds the shard borrowed, which is how re-entrance is
+//! refused.
 
 use std::{
     cell::{Cell, RefCell},
@@ -46,8 +47,8 @@ pub(crate) enum Command {
     Stop { deadline: Duration },
 }
 
-/// The way into a worker from other threads: commands, which are rare, and the bell that says that something is in the
-/// mesh.
+/// The way into a worker from other threads: commands, which are rare, and the bell that says that something
+/// is in the mesh.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
     commands: Mutex<Vec<Command>>,
@@ -159,8 +160,8 @@ impl<H: Handler> Worker<H> {
         worker
     }
 
-    /// Serves until it is told to stop. Afterwards nothing is in flight. `ready` hears first whether everything that takes
-    /// a descriptor could be opened.
+    /// Serves until it is told to stop. Afterwards nothing is in flight. `ready` hears first whether
+    /// everything that takes a descriptor could be opened.
     pub(crate) async fn run(self: Rc<Self>, listener: Listener, ready: impl FnOnce(io::Result<()>)) {
         let mut control = pin!(Rc::clone(&self).control(listener, ready));
         poll_fn(|context| {
@@ -187,8 +188,8 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// All tasks that were ready have run: takes what came through the mesh, sends what was published, and makes sure to be
-    /// woken by what comes next.
+    /// All tasks that were ready have run: takes what came through the mesh, sends what was published, and
+    /// makes sure to be woken by what comes next.
     fn end_turn(self: &Rc<Self>) {
         self.turn_open.set(false);
         let bell = &self.mailbox().bell;
@@ -338,7 +339,8 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Takes buffers back from connections that have gone quiet, and memory from pools that hold more than they need.
+    /// Takes buffers back from connections that have gone quiet, and memory from pools that hold more than
+    /// they need.
     fn cool_down(&self, now: Timestamp) {
         self.counters.leases_refused.set(self.leases.refused());
         let shard = self.shard.borrow();
@@ -362,7 +364,8 @@ impl<H: Handler> Worker<H> {
 
     async fn stop(self: &Rc<Self>, listener: &Listener, deadline: Duration) {
         self.stopping.set(true);
-        // What has connected is accepted, to be closed properly; whoever comes later is refused by the kernel.
+        // What has connected is accepted, to be closed properly; whoever comes later is refused by the
+        // kernel.
         accept::accept_waiting(self, listener);
         listener.shut();
         let until = self.now().after(deadline);
@@ -402,7 +405,8 @@ impl<H: Handler> LocalShard<H::Session> for Worker<H> {
         let mut shard = self.shard.try_borrow_mut().map_err(|_| LocalError::InHandler)?;
         shard.with_connection(id, self.now(), action)?;
         drop(shard);
-        // The future that called runs in a task of this worker, which carries the effects out when it returns.
+        // The future that called runs in a task of this worker, which carries the effects out when it
+        // returns.
         self.wake(id);
         Ok(())
     }

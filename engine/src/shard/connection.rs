@@ -26,8 +26,8 @@ pub struct Connection<'a, S> {
     pub(super) allows_subscription: fn(&S, &str) -> bool,
 }
 
-/// Messages from this size on are sent from where they were received, when the handler sends the very payload that it
-/// was lent; smaller ones are cheaper to copy.
+/// Messages from this size on are sent from where they were received, when the handler sends the very payload
+/// that it was lent; smaller ones are cheaper to copy.
 pub(super) const RELAYED_BYTES_MIN: usize = 4096;
 
 /// The payload that was lent to the handler, and whether it has sent it on.
@@ -76,8 +76,8 @@ impl<S> Connection<'_, S> {
         self.peer_address
     }
 
-    /// Queues a message for the peer. It leaves when the handler returns, together with everything else that the turn
-    /// has produced for this connection.
+    /// Queues a message for the peer. It leaves when the handler returns, together with everything else that
+    /// the turn has produced for this connection.
     ///
     /// Sending back the very payload that the handler was lent costs no copy.
     pub fn send<'m>(&mut self, message: impl Into<Message<'m>>) -> SendStatus {
@@ -107,14 +107,16 @@ impl<S> Connection<'_, S> {
         self.endpoint.close(code, reason, &context.settings, &mut context.corks, context.now);
     }
 
-    /// Sends a ping of the program's own, with at most 125 bytes of payload; more is cut. The keepalive needs no help.
+    /// Sends a ping of the program's own, with at most 125 bytes of payload; more is cut. The keepalive needs
+    /// no help.
     pub fn ping(&mut self, payload: &[u8]) {
         let payload = &payload[..payload.len().min(125)];
         self.endpoint.ping(payload, &self.context.settings, &mut self.context.corks);
     }
 
-    /// No more messages are received until [`resume_receive`](Self::resume_receive); the peer's sends then come to a stop.
-    /// While paused, pings go unanswered and a close of the peer's goes unseen. Once a close has begun this does nothing.
+    /// No more messages are received until [`resume_receive`](Self::resume_receive); the peer's sends then
+    /// come to a stop. While paused, pings go unanswered and a close of the peer's goes unseen. Once a
+    /// close has begun this does nothing.
     pub fn pause_receive(&mut self) {
         self.endpoint.pause_receive(true);
     }
@@ -124,7 +126,8 @@ impl<S> Connection<'_, S> {
         self.endpoint.pause_receive(false);
     }
 
-    /// Bytes of encoded frames that the socket has not taken yet; never above `outbox_bytes_max` by a data frame.
+    /// Bytes of encoded frames that the socket has not taken yet; never above `outbox_bytes_max` by a data
+    /// frame.
     #[must_use]
     pub fn outbox_bytes(&self) -> usize {
         self.endpoint.outbox().bytes()
@@ -163,8 +166,8 @@ impl<S> Connection<'_, S> {
 }
 
 impl Context {
-    /// Queues `messages` for a connection by `push`, and carries out what `full` says when there is no room for their
-    /// `bytes`.
+    /// Queues `messages` for a connection by `push`, and carries out what `full` says when there is no room
+    /// for their `bytes`.
     pub(super) fn queue(
         &mut self,
         endpoint: &mut Endpoint,

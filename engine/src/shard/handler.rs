@@ -67,12 +67,12 @@ impl<'a> From<&'a Vec<u8>> for Message<'a> {
     }
 }
 
-/// What a program does with its connections. Every shard has a handler value of its own, made on the shard's thread: it
-/// needs neither locks nor `Send`.
+/// What a program does with its connections. Every shard has a handler value of its own, made on the shard's
+/// thread: it needs neither locks nor `Send`.
 ///
-/// The handler is called with what was received lent to it, and its answers take effect when it returns: it is never
-/// called from within its own calls. A panic in any of these closes the one connection with 1011 and is counted;
-/// everything else goes on.
+/// The handler is called with what was received lent to it, and its answers take effect when it returns: it
+/// is never called from within its own calls. A panic in any of these closes the one connection with 1011 and
+/// is counted; everything else goes on.
 pub trait Handler: 'static {
     /// What the program keeps for each connection, stored beside it.
     type Session: 'static;
@@ -104,8 +104,8 @@ pub trait Handler: 'static {
         true
     }
 
-    /// Answers an HTTP request that does not ask for an upgrade, such as a health check. The connection is closed
-    /// behind the answer.
+    /// Answers an HTTP request that does not ask for an upgrade, such as a health check. The connection is
+    /// closed behind the answer.
     fn on_http(&mut self, request: &HttpRequest<'_>) -> HttpResponse {
         let _ = request;
         HttpResponse::upgrade_required()

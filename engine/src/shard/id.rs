@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// Names one connection of an engine for as long as the process runs: a slot that is used again gets a new generation,
-/// so a stale id is recognised and never reaches a stranger.
+/// Names one connection of an engine for as long as the process runs: a slot that is used again gets a new
+/// generation, so a stale id is recognised and never reaches a stranger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId {
     index: u32,

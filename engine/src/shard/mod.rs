@@ -1,7 +1,8 @@
 //! A shard: everything that one core owns, deterministic and without I/O.
 //!
-//! Grammar: `handle_*` feeds it (bytes, completions, time, decisions), `poll_*` asks what is to be done. The runtime moves
-//! bytes between it and the kernel; a test can feed any number of shards from a seed in one thread.
+//! Grammar: `handle_*` feeds it (bytes, completions, time, decisions), `poll_*` asks what is to be done. The
+//! runtime moves bytes between it and the kernel; a test can feed any number of shards from a seed in one
+//! thread.
 
 #![forbid(unsafe_code)]
 
@@ -102,8 +103,8 @@ impl Default for TopicLimits {
     }
 }
 
-/// Slots whose addresses are reserved at the start. Memory is taken when a slot is first used; growing by copying would
-/// leave the smaller copies behind in the allocator.
+/// Slots whose addresses are reserved at the start. Memory is taken when a slot is first used; growing by
+/// copying would leave the smaller copies behind in the allocator.
 pub(crate) const RESERVED_SLOTS_MAX: usize = 64 * 1024;
 
 /// What the connections of a shard share, whatever their session is.
@@ -283,7 +284,8 @@ impl<H: Handler> Shard<H> {
         relay
     }
 
-    /// `sent` bytes of the frame that [`handle_received`](Self::handle_received) named have left, `rest` has not.
+    /// `sent` bytes of the frame that [`handle_received`](Self::handle_received) named have left, `rest` has
+    /// not.
     pub fn handle_relayed(&mut self, id: ConnectionId, sent: usize, rest: &[u8]) {
         let Some(slot) = find(&mut self.slots, id) else { return };
         self.context.counters.bytes_sent.add(sent as u64);

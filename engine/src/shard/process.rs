@@ -1,7 +1,7 @@
 //! From received bytes to handler calls.
 //!
-//! Every call of user code goes through [`Shard::call`], which catches its panics; what a call brought about is carried out
-//! by [`Shard::settle`] after it has returned.
+//! Every call of user code goes through [`Shard::call`], which catches its panics; what a call brought about
+//! is carried out by [`Shard::settle`] after it has returned.
 
 use std::{
     ops::Range,
@@ -157,7 +157,8 @@ impl<H: Handler> Shard<H> {
         if let Some(start) = write_header_before(input, payload.start, opcode, payload.len()) {
             return Some(start..payload.end);
         }
-        // No room in front: what was kept during a pause can begin with a payload whose header came before it.
+        // No room in front: what was kept during a pause can begin with a payload whose header came before
+        // it.
         let mut frame = Vec::with_capacity(payload.len() + 14);
         append_frame(&mut frame, opcode, &input[payload]);
         self.handle_relayed(id, 0, &frame);

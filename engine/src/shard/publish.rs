@@ -1,7 +1,7 @@
 //! Publishing, subscribing and what else comes through the mesh.
 //!
-//! Order: publications of one shard to one topic reach every subscriber in the order they were published. A subscription
-//! begins after everything that had been sent to this shard before it; see `docs/order.md`.
+//! Order: publications of one shard to one topic reach every subscriber in the order they were published. A
+//! subscription begins after everything that had been sent to this shard before it; see `docs/order.md`.
 
 use std::{any::Any, rc::Rc};
 
@@ -63,8 +63,8 @@ pub(super) enum Intent {
 const ENVELOPES_PER_TURN_MAX: usize = 4096;
 
 impl<S> Connection<'_, S> {
-    /// Subscribes to a topic. When the handler has returned, the subscription is in effect: this connection will get
-    /// every publication from then on, and none from before.
+    /// Subscribes to a topic. When the handler has returned, the subscription is in effect: this connection
+    /// will get every publication from then on, and none from before.
     ///
     /// Subscribing again to the same topic changes nothing.
     ///
@@ -107,13 +107,14 @@ impl<S> Connection<'_, S> {
         self.post(topic, 0, message.into(), Some(self.id))
     }
 
-    /// Publishes a message to all subscribers of a topic on all shards, this connection among them if it subscribes.
+    /// Publishes a message to all subscribers of a topic on all shards, this connection among them if it
+    /// subscribes.
     pub fn publish_to_all<'m>(&mut self, topic: &str, message: impl Into<Message<'m>>) -> PublishStatus {
         self.post(topic, 0, message.into(), None)
     }
 
-    /// Publishes the newest value of `key` within a topic that conflates: for subscribers who have fallen behind it
-    /// replaces the older value of the same key.
+    /// Publishes the newest value of `key` within a topic that conflates: for subscribers who have fallen
+    /// behind it replaces the older value of the same key.
     pub fn publish_keyed<'m>(
         &mut self,
         topic: &str,
@@ -214,8 +215,8 @@ impl<H: Handler> Shard<H> {
         !self.pending.is_empty() || !self.mesh.is_empty()
     }
 
-    /// Delivers what was published in this turn: to the subscribers here, and to the shards that have some. Answers
-    /// whether some of it waits for room on the way to another shard.
+    /// Delivers what was published in this turn: to the subscribers here, and to the shards that have some.
+    /// Answers whether some of it waits for room on the way to another shard.
     pub fn flush_topics(&mut self) -> bool {
         self.context.topics.seal_staged();
         self.deliver_ready();

@@ -1,7 +1,8 @@
 //! Which shards have subscribers of which topic: the one thing about topics that all threads share.
 //!
-//! A shard or a foreign publisher looks a topic up once and keeps the entry; after that, asking who is interested costs one
-//! atomic load per shard and no lock. Invariant: `subscribers[shard]` is written by that shard only.
+//! A shard or a foreign publisher looks a topic up once and keeps the entry; after that, asking who is
+//! interested costs one atomic load per shard and no lock. Invariant: `subscribers[shard]` is written by that
+//! shard only.
 
 use std::{
     collections::HashMap,

@@ -1,8 +1,10 @@
-//! The topics of one shard: who subscribes, and what has been published in this turn and not been delivered yet.
+//! The topics of one shard: who subscribes, and what has been published in this turn and not been delivered
+//! yet.
 //!
-//! Invariants: a topic is known here while it has subscribers, something staged, or was used lately; publications of a
-//! topic are delivered in the order in which they were staged; `Topic::staged` holds frames of one kind only, either
-//! published here (to be forwarded to other shards) or received from elsewhere (not to be).
+//! Invariants: a topic is known here while it has subscribers, something staged, or was used lately;
+//! publications of a topic are delivered in the order in which they were staged; `Topic::staged` holds frames
+//! of one kind only, either published here (to be forwarded to other shards) or received from elsewhere (not
+//! to be).
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -40,8 +42,8 @@ pub enum Conflation {
     /// Every publication is delivered.
     #[default]
     Off,
-    /// A subscriber who has fallen behind (above its high mark, until its low mark) gets the newest value of each key; the
-    /// older ones that have not left yet are replaced, keeping their place.
+    /// A subscriber who has fallen behind (above its high mark, until its low mark) gets the newest value of
+    /// each key; the older ones that have not left yet are replaced, keeping their place.
     Latest,
 }
 
@@ -53,8 +55,8 @@ pub struct TopicSettings {
     pub full: Option<OutboxFull>,
     /// Whether newer publications replace older ones. Default: off.
     pub conflation: Conflation,
-    /// Gathers publications for this long and delivers them together: fewer sends, more latency. Milliseconds count.
-    /// Default: off, a publication leaves at the end of the turn.
+    /// Gathers publications for this long and delivers them together: fewer sends, more latency.
+    /// Milliseconds count. Default: off, a publication leaves at the end of the turn.
     pub window: Option<Duration>,
 }
 
@@ -125,7 +127,8 @@ pub(super) struct Topic {
 #[derive(Debug)]
 pub(super) struct Subscriber {
     pub(super) slot: u32,
-    /// What had been sent by each shard, and not arrived, when the subscription was made: that is not for it.
+    /// What had been sent by each shard, and not arrived, when the subscription was made: that is not for
+    /// it.
     pub(super) fence: Option<Rc<[u64]>>,
 }
 

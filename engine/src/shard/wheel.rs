@@ -1,8 +1,9 @@
 //! The timer wheel: at most one timer for each connection slot, all driven by one tick.
 //!
-//! Invariants: a slot is linked in at most one bucket; a timer never fires before its deadline by more than the wheel's
-//! horizon allows for, and never later than one tick after it. Deadlines beyond the horizon fire early: the owner looks at
-//! its own deadline and schedules again, which also makes postponing a deadline free.
+//! Invariants: a slot is linked in at most one bucket; a timer never fires before its deadline by more than
+//! the wheel's horizon allows for, and never later than one tick after it. Deadlines beyond the horizon fire
+//! early: the owner looks at its own deadline and schedules again, which also makes postponing a deadline
+//! free.
 
 use crate::connection::Timestamp;
 
@@ -25,7 +26,8 @@ pub struct TimerWheel {
 struct Node {
     next: u32,
     previous: u32,
-    /// The bucket this node is linked in, or `NONE`. It tells when the timer is due: within one turn of the wheel.
+    /// The bucket this node is linked in, or `NONE`. It tells when the timer is due: within one turn of the
+    /// wheel.
     bucket: u32,
 }
 

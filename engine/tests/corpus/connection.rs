@@ -1,9 +1,10 @@
-//! Whole connections: a shard with a few peers that send anything in any pieces, take what is sent in any pieces, end
-//! or break at any time, while the clock moves. No runtime, no socket, no clock: the script is all there is.
+//! Whole connections: a shard with a few peers that send anything in any pieces, take what is sent in any
+//! pieces, end or break at any time, while the clock moves. No runtime, no socket, no clock: the script is
+//! all there is.
 //!
-//! What a peer gets has to be one HTTP answer, then frames that a strict client accepts, whose messages are those
-//! the handler sent, in order, and nothing behind a close frame. Nothing that waits for its turn is forgotten, every
-//! opened connection is closed once, and in the end none is left.
+//! What a peer gets has to be one HTTP answer, then frames that a strict client accepts, whose messages are
+//! those the handler sent, in order, and nothing behind a close frame. Nothing that waits for its turn is
+//! forgotten, every opened connection is closed once, and in the end none is left.
 
 use std::{
     cell::RefCell,

@@ -1,5 +1,5 @@
-//! The frame decoder: what it finds in a stream does not depend on how the stream is cut, and what it finds survives
-//! being encoded again.
+//! The frame decoder: what it finds in a stream does not depend on how the stream is cut, and what it finds
+//! survives being encoded again.
 
 use ringwire::protocol::{
     Decoder, Item, Limits, MessageKind, OpCode, ProtocolError, Role,

@@ -1,5 +1,5 @@
-//! The opening handshake: a request is understood whole or not at all, and whatever is put into an answer, it stays
-//! one answer.
+//! The opening handshake: a request is understood whole or not at all, and whatever is put into an answer, it
+//! stays one answer.
 
 use ringwire::protocol::{
     HttpRequest, HttpResponse, SwitchingProtocols, UpgradeRequest,

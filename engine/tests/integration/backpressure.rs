@@ -1,4 +1,5 @@
-//! Peers that read slowly or not at all: the outbox keeps to its limit, and what does leave is whole and in order.
+//! Peers that read slowly or not at all: the outbox keeps to its limit, and what does leave is whole and in
+//! order.
 
 use std::{
     sync::mpsc,
@@ -30,7 +31,8 @@ on_both_drivers!(
     an_outbox_that_drains_slowly_stays_in_order,
 );
 
-/// What one connection of these tests is given, so that the kernel's buffers are full after a few sends of it.
+/// What one connection of these tests is given, so that the kernel's buffers are full after a few sends of
+/// it.
 const FLOOD_BYTES: usize = 16 * 1024 * 1024;
 const OUTBOX_BYTES: usize = 100_000;
 
@@ -157,7 +159,8 @@ fn the_newest_is_dropped_and_the_connection_lives(driver: Driver) {
                 other => panic!("{other:?}"),
             }
         }
-        // Called once, at the low mark; everything that was not dropped arrived, in order, before what it sent.
+        // Called once, at the low mark; everything that was not dropped arrived, in order, before what it
+        // sent.
         assert!(collect(&drained, 1)[0] <= OUTBOX_BYTES / 10);
         assert_eq!(arrived, sent);
         sent.clear();

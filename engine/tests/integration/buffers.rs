@@ -1,4 +1,5 @@
-//! Receive buffers on lease: given back by those who go quiet, without a byte lost, and never above their cap.
+//! Receive buffers on lease: given back by those who go quiet, without a byte lost, and never above their
+//! cap.
 
 use std::{thread, time::Duration};
 
@@ -51,8 +52,9 @@ fn nothing_is_lost_around_the_moment_of_giving_back(driver: Driver) {
                 let mut clients: Vec<_> = (0..50).map(|_| Client::connect(address)).collect();
                 for round in 0..4 {
                     clients.iter_mut().for_each(|client| active(client, 6));
-                    // The look for quiet connections comes once a second, at those that are quiet for one: the
-                    // messages arrive over that whole second, so that some meet the very moment.
+                    // The look for quiet connections comes once a second, at those that are quiet for one:
+                    // the messages arrive over that whole second, so that some meet the
+                    // very moment.
                     thread::sleep(Duration::from_millis(950 + 10 * thread));
                     for (index, client) in clients.iter_mut().enumerate() {
                         let payload = noise(1 + (index * 191) % 9000, thread * 1000 + round);

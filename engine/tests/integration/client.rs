@@ -1,4 +1,5 @@
-//! A client that can do what a well-behaved one never would: it writes any bytes, at any pace, and reads when it likes.
+//! A client that can do what a well-behaved one never would: it writes any bytes, at any pace, and reads when
+//! it likes.
 //!
 //! What it reads it decodes strictly: a frame that is torn, masked or out of place fails the test.
 
@@ -69,7 +70,8 @@ impl Client {
         Self::upgraded(socket.into(), "/", &[]).0
     }
 
-    /// Connects and upgrades with this target and these subprotocols; answers with the head of the response as well.
+    /// Connects and upgrades with this target and these subprotocols; answers with the head of the response
+    /// as well.
     pub(crate) fn connect_to(address: SocketAddr, target: &str, subprotocols: &[&str]) -> (Self, String) {
         Self::upgraded(TcpStream::connect(address).expect("connect"), target, subprotocols)
     }

@@ -37,7 +37,8 @@ fn roomy(driver: Driver) -> Config {
 fn every_size_comes_back(driver: Driver) {
     let server = Server::start(roomy(driver), |_| Script::echo());
     let mut client = server.connect();
-    // The borders of the length forms, of both buffer classes, of direct sends, of a bulk receive and of the limit.
+    // The borders of the length forms, of both buffer classes, of direct sends, of a bulk receive and of the
+    // limit.
     let borders =
         [125, 126, 4096 - 192, 4096, 8192, 16 * 1024 - 192, 16 * 1024, 65_535, 65_536, 512 * 1024, MIB];
     let around = borders.into_iter().flat_map(|border| border - 15..border + 2);

@@ -1,4 +1,5 @@
-//! Peers that break the protocol, the limits or the peace: each gets its answer, and the others notice nothing.
+//! Peers that break the protocol, the limits or the peace: each gets its answer, and the others notice
+//! nothing.
 
 use std::{
     io::Write,

@@ -1,7 +1,7 @@
 //! The real engine on loopback, on io_uring and on epoll, with raw TCP clients.
 //!
-//! Every test takes a driver; `on_both_drivers!` makes two of it. Nothing here measures speed: a time limit only keeps a
-//! hang from lasting for ever.
+//! Every test takes a driver; `on_both_drivers!` makes two of it. Nothing here measures speed: a time limit
+//! only keeps a hang from lasting for ever.
 
 /// Makes a test for each driver of each function named.
 macro_rules! on_both_drivers {

@@ -182,7 +182,8 @@ fn a_panic_in_a_future_is_counted(driver: Driver) {
         client.echo("now");
         client.echo("later");
         server.eventually("both panics", |counters| counters.handler_panics == 2);
-        // A future belongs to the shard, not to the connection that started it. The one left panics at the stop.
+        // A future belongs to the shard, not to the connection that started it. The one left panics at the
+        // stop.
         client.echo("drop");
         client.echo("it lives");
         client.close();

@@ -1,4 +1,5 @@
-//! Receiving on demand: nothing is lost, nothing comes early, and a peer that is not listened to comes to a stop.
+//! Receiving on demand: nothing is lost, nothing comes early, and a peer that is not listened to comes to a
+//! stop.
 
 use std::{
     cell::Cell,

@@ -1,4 +1,5 @@
-//! An engine under test: one shard on loopback, on a port of the kernel's choice, that must end when it is told to.
+//! An engine under test: one shard on loopback, on a port of the kernel's choice, that must end when it is
+//! told to.
 
 use std::{
     net::SocketAddr,

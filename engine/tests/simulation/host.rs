@@ -1,7 +1,7 @@
 //! A shard with its transports: does for it what the runtime does, over virtual links.
 //!
-//! Like the runtime's, a transport has at most one receive and one send pending, is woken for output that comes
-//! when it is not its turn, and closes its socket only when nothing is pending.
+//! Like the runtime's, a transport has at most one receive and one send pending, is woken for output that
+//! comes when it is not its turn, and closes its socket only when nothing is pending.
 
 use std::{
     future::Future,

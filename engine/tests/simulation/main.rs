@@ -1,12 +1,12 @@
 //! The deterministic simulation: whole shards with their clients in one thread, from a seed.
 //!
-//! Every seed is a world of its own: limits, timeouts and misfortunes are drawn first, then some hundred steps
-//! happen in random order (bytes move in pieces of any size, sends are taken in part, clients stall, break the
-//! protocol, reset and close, the handler sends, pauses, closes and panics, the clock jumps), and at last
-//! everybody closes. A model beside the shards knows what must come of it.
+//! Every seed is a world of its own: limits, timeouts and misfortunes are drawn first, then some hundred
+//! steps happen in random order (bytes move in pieces of any size, sends are taken in part, clients stall,
+//! break the protocol, reset and close, the handler sends, pauses, closes and panics, the clock jumps), and
+//! at last everybody closes. A model beside the shards knows what must come of it.
 //!
-//! `RINGWIRE_SEEDS=100000 cargo test --test simulation` looks at more seeds; `RINGWIRE_SEED=7` tells the story of
-//! one.
+//! `RINGWIRE_SEEDS=100000 cargo test --test simulation` looks at more seeds; `RINGWIRE_SEED=7` tells the
+//! story of one.
 
 mod client;
 mod content;

@@ -1,5 +1,5 @@
-//! What a seed decides before anything happens: limits, timeouts, and which misfortunes there are at all. Leaving
-//! most of them out lets the others get further.
+//! What a seed decides before anything happens: limits, timeouts, and which misfortunes there are at all.
+//! Leaving most of them out lets the others get further.
 
 use std::time::Duration;
 

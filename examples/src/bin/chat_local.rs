@@ -1,7 +1,9 @@
-//! A chat among the connections of one core, with sessions, the subprotocol `chat.v1` and a login that takes time.
+//! A chat among the connections of one core, with sessions, the subprotocol `chat.v1` and a login that takes
+//! time.
 //!
-//! Connect to `/?token=TOKEN` with a token of the table below. Everything said goes to everyone else; `/later SECONDS
-//! TEXT` comes back to oneself. Every core is a room of its own: start with `--cores 1` for a single one.
+//! Connect to `/?token=TOKEN` with a token of the table below. Everything said goes to everyone else; `/later
+//! SECONDS TEXT` comes back to oneself. Every core is a room of its own: start with `--cores 1` for a single
+//! one.
 
 use std::{cell::RefCell, collections::BTreeMap, error::Error, rc::Rc, time::Duration};
 
@@ -30,7 +32,8 @@ struct Member {
     name: &'static str,
 }
 
-/// The room of one core. Nobody else has it: no lock is needed, only a cell for the futures that use it as well.
+/// The room of one core. Nobody else has it: no lock is needed, only a cell for the futures that use it as
+/// well.
 #[derive(Default)]
 struct Chat {
     room: Rc<RefCell<BTreeMap<ConnectionId, &'static str>>>,
@@ -87,7 +90,8 @@ impl Handler for Chat {
 }
 
 impl Chat {
-    /// A call is lent its own connection and no other, so a future does this, which runs as soon as the call is over.
+    /// A call is lent its own connection and no other, so a future does this, which runs as soon as the call
+    /// is over.
     fn tell_others(&self, connection: &mut Connection<'_, Member>, text: String) {
         let (room, handle, own) = (Rc::clone(&self.room), connection.handle(), connection.id());
         connection.spawn(async move {

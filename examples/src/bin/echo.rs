@@ -1,7 +1,7 @@
 //! Echoes every message. `--help` lists the arguments.
 //!
-//! `/reject` is answered with 403, `/later` is accepted by a deferred decision, the subprotocol `echo` is selected where it
-//! is offered, and a plain `GET /` gets a page that talks to the server from a browser.
+//! `/reject` is answered with 403, `/later` is accepted by a deferred decision, the subprotocol `echo` is
+//! selected where it is offered, and a plain `GET /` gets a page that talks to the server from a browser.
 
 use std::{error::Error, time::Duration};
 

@@ -1,6 +1,8 @@
-//! Every connection subscribes to one topic; every message received is published to all of them, on every core.
+//! Every connection subscribes to one topic; every message received is published to all of them, on every
+//! core.
 //!
-//! With `--echo` the publisher gets its messages as well. With `--window-ms` publications are gathered for so long.
+//! With `--echo` the publisher gets its messages as well. With `--window-ms` publications are gathered for so
+//! long.
 
 use std::{error::Error, time::Duration};
 

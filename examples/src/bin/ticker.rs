@@ -1,7 +1,8 @@
-//! A producer outside the engine publishes prices thousands of times a second; slow readers get the latest of each.
+//! A producer outside the engine publishes prices thousands of times a second; slow readers get the latest of
+//! each.
 //!
-//! Connect a client that reads slowly, or suspend it: when it reads again, it continues with the newest value of every
-//! symbol, while all others got every update. Once a second the counters are printed.
+//! Connect a client that reads slowly, or suspend it: when it reads again, it continues with the newest value
+//! of every symbol, while all others got every update. Once a second the counters are printed.
 
 use std::{
     error::Error,

@@ -1,7 +1,8 @@
 //! The opening handshake: the HTTP/1.1 request of a client, its checks, and the answers.
 //!
 //! Invariants: nothing an application puts into an answer can end a header line early; a request is
-//! accepted only after every check of RFC 6455 section 4.2.1. It does not know routes, sessions or deadlines, and reads no body.
+//! accepted only after every check of RFC 6455 section 4.2.1. It does not know routes, sessions or deadlines,
+//! and reads no body.
 
 pub mod client;
 pub mod request;
