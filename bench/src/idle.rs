@@ -107,7 +107,11 @@ fn growth(now: &[(String, u64)], before: &[(String, u64)], connections: usize) -
     caches.truncate(8);
     json!({
         "both_ends_bytes_per_connection": (total(now) - total(before)) / connections as f64,
-        "largest_caches": caches.into_iter().filter(|(_, bytes)| *bytes >= 1.0).map(|(name, bytes)| json!([name, bytes])).collect::<Value>(),
+        "largest_caches": caches
+            .into_iter()
+            .filter(|(_, bytes)| *bytes >= 1.0)
+            .map(|(name, bytes)| json!([name, bytes]))
+            .collect::<Value>(),
     })
 }
 

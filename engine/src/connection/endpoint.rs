@@ -7,15 +7,18 @@
 
 use std::ops::Range;
 
-use super::{CloseReason, ConflationKey, Dropped, Full, Initiator, Outbox, SendStatus, Settings, Timestamp};
+use super::{
+    CloseReason, ConflationKey, Dropped, Full, Outbox, SendStatus, Settings, SharedStatus, Timestamp,
+};
 use crate::{
     buffer::{CorkPool, HEADROOM_BYTES, LocalFrame, SendBuffer},
     protocol::{
-        CloseCode, Decoder, Item, MessageKind, OpCode, ProtocolError, Role, append_close_frame,
+        Decoder, Item, MessageKind, OpCode, ProtocolError, Role,
         frame::{HEADER_BYTES_MAX, frame_bytes},
-        parse_close,
     },
 };
+
+mod closing;
 
 /// How far a connection has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,15 +59,6 @@ pub enum Event {
     Pong,
     /// The peer's close frame was received, or its bytes broke the protocol: see [`Endpoint::phase`].
     Closed(Option<ProtocolError>),
-}
-
-/// What has become of frames that were given to several connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SharedStatus {
-    /// Queued, or dropped because the connection is closing.
-    Queued(SendStatus),
-    /// They took the place of older ones with the same key.
-    Replaced,
 }
 
 /// What the transport is to do next.
@@ -370,85 +364,6 @@ impl Endpoint {
         }
     }
 
-    /// Begins the close handshake (RFC 6455 section 7.1.2).
-    pub fn close(
-        &mut self,
-        code: CloseCode,
-        reason: &str,
-        settings: &Settings,
-        corks: &mut CorkPool,
-        now: Timestamp,
-    ) {
-        match self.phase {
-            Phase::Handshake | Phase::Deciding => self.abort(code, reason, Initiator::Local),
-            Phase::Open => {
-                self.queue_close_frame(Some(code), reason, corks);
-                self.phase = Phase::Closing;
-                self.pause_receive(false);
-                self.awaited_until = now.after(settings.timeouts.close);
-                self.ended = Some(Box::new(CloseReason::new(code, reason, Initiator::Local)));
-            }
-            _ => {}
-        }
-    }
-
-    /// Ends the connection without waiting for the peer's close frame (RFC 6455 section 7.1.7).
-    pub fn fail(
-        &mut self,
-        code: CloseCode,
-        reason: &str,
-        corks: &mut CorkPool,
-        settings: &Settings,
-        now: Timestamp,
-    ) {
-        if self.phase == Phase::Open {
-            self.queue_close_frame(Some(code), reason, corks);
-            self.ended = Some(Box::new(CloseReason::new(code, reason, Initiator::Local)));
-        }
-        if self.phase < Phase::Flushing {
-            self.begin_flushing(settings, now);
-        }
-    }
-
-    /// Drops what has not begun to leave and begins to close; the answer to a full outbox.
-    pub fn give_up(
-        &mut self,
-        code: CloseCode,
-        settings: &Settings,
-        corks: &mut CorkPool,
-        now: Timestamp,
-    ) -> Dropped {
-        let dropped = self.outbox.drop_unsent();
-        self.close(code, "outbox full", settings, corks, now);
-        dropped
-    }
-
-    /// Ends the connection at once, without a close frame.
-    pub fn abort(&mut self, code: CloseCode, reason: &str, initiator: Initiator) {
-        if self.phase == Phase::Closed {
-            return;
-        }
-        if self.phase <= Phase::Closing && self.ended.is_none() {
-            self.ended = Some(Box::new(CloseReason::new(code, reason, initiator)));
-        }
-        self.phase = Phase::Closed;
-    }
-
-    /// The peer ended its side of the stream.
-    pub fn handle_end_of_stream(&mut self) {
-        self.peer_ended = true;
-        match self.phase {
-            Phase::Flushing => {}
-            Phase::Lingering => self.phase = Phase::Closed,
-            _ => self.abort(CloseCode::ABNORMAL, "end of stream without a close frame", Initiator::Transport),
-        }
-    }
-
-    /// The transport failed.
-    pub fn handle_transport_error(&mut self, description: &str) {
-        self.abort(CloseCode::ABNORMAL, description, Initiator::Transport);
-    }
-
     /// What the transport is to do now. Each answer is given once.
     pub fn poll_output(&mut self, corks: &mut CorkPool) -> Output {
         if self.phase == Phase::Closed {
@@ -487,11 +402,6 @@ impl Endpoint {
         corks: &mut CorkPool,
     ) -> bool {
         self.outbox.sent(buffer, sent, &settings.outbox, corks) && self.is_open()
-    }
-
-    /// Why the connection ended, once, as soon as no more messages can come.
-    pub fn take_ended(&mut self) -> Option<Box<CloseReason>> {
-        if self.phase > Phase::Closing { self.ended.take() } else { None }
     }
 
     /// Stops or resumes the receipt of messages; the kernel's buffers and so the peer's sends then fill up. A
@@ -547,31 +457,6 @@ impl Endpoint {
         self.outbox.shrink();
     }
 
-    fn handle_close(
-        &mut self,
-        payload: &[u8],
-        settings: &Settings,
-        corks: &mut CorkPool,
-        now: Timestamp,
-    ) -> Result<(), ProtocolError> {
-        match parse_close(payload) {
-            Err(error) => {
-                self.fail(error.close_code(), &error.to_string(), corks, settings, now);
-                Err(error)
-            }
-            Ok(frame) => {
-                if self.phase == Phase::Open {
-                    // RFC 6455 section 5.5.1: the answer typically echoes the status code.
-                    self.queue_close_frame(frame.map(|(code, _)| code), "", corks);
-                    let (code, reason) = frame.unwrap_or((CloseCode::NO_STATUS, ""));
-                    self.ended = Some(Box::new(CloseReason::new(code, reason, Initiator::Peer)));
-                }
-                self.begin_flushing(settings, now);
-                Ok(())
-            }
-        }
-    }
-
     fn is_answered_by(&mut self, payload: &[u8], now: Timestamp) -> bool {
         let answered = self.awaiting_pong && payload == self.ping_sent.as_millis().to_be_bytes();
         if answered {
@@ -581,20 +466,6 @@ impl Endpoint {
             self.round_trip_millis = u32::try_from(millis).unwrap_or(u32::MAX - 1);
         }
         answered
-    }
-
-    fn queue_close_frame(&mut self, code: Option<CloseCode>, reason: &str, corks: &mut CorkPool) {
-        let mut frame = Vec::with_capacity(2 + 125);
-        append_close_frame(&mut frame, code, reason);
-        // The header of a control frame takes two bytes.
-        self.outbox.push_close(&frame[2..], corks);
-    }
-
-    fn begin_flushing(&mut self, settings: &Settings, now: Timestamp) {
-        self.phase = Phase::Flushing;
-        self.paused = false;
-        self.partial = None;
-        self.awaited_until = now.after(settings.timeouts.close);
     }
 
     fn assemble(&mut self, payload: &[u8]) {

@@ -31,6 +31,23 @@ pub enum SendStatus {
     Dropped,
 }
 
+impl SendStatus {
+    /// The message is on its way.
+    #[must_use]
+    pub fn is_sent(self) -> bool {
+        self != Self::Dropped
+    }
+}
+
+/// What has become of frames that were given to several connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SharedStatus {
+    /// Queued, or dropped because the connection is closing.
+    Queued(SendStatus),
+    /// They took the place of older ones with the same key.
+    Replaced,
+}
+
 /// What a newer publication replaces an older one by: the topic and the publisher's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConflationKey {

@@ -33,8 +33,9 @@ pub enum Error {
     },
     /// io_uring was asked for and cannot be had.
     #[error(
-        "io_uring is not available ({0}): Linux 5.11 or later is needed, kernel.io_uring_disabled must be 0, and \
-         container runtimes must allow it in their seccomp profile; or let Driver::Auto fall back to epoll"
+        "io_uring is not available ({0}): Linux 5.11 or later is needed, kernel.io_uring_disabled must be 0, \
+         and container runtimes must allow it in their seccomp profile; \
+         or let Driver::Auto fall back to epoll"
     )]
     IoUringUnavailable(#[source] io::Error),
     /// A core that was asked for is not in this process's affinity mask.

@@ -473,7 +473,8 @@ mod tests {
             shift in 0_u32..63,
         ) {
             let opcode = OpCode::from_bits(bits).unwrap();
-            let header = FrameHeader { fin, rsv1: false, opcode, mask, payload_bytes: payload_bytes >> shift };
+            let payload_bytes = payload_bytes >> shift;
+            let header = FrameHeader { fin, rsv1: false, opcode, mask, payload_bytes };
             let mut out = [0; HEADER_BYTES_MAX];
             let written = header.encode(&mut out);
             prop_assert_eq!(FrameHeader::decode(&out), Ok(Some((header, written))));

@@ -52,8 +52,11 @@ pub(crate) enum Envelope {
     /// Close one connection.
     Close { id: ConnectionId, code: CloseCode, reason: Box<str>, reply: Reply<Result<(), Gone>> },
     /// Run on the shard's thread with its handler.
-    Run(Box<dyn FnOnce(&mut dyn Any) + Send>),
+    Run(Action),
 }
+
+/// What is to be done with a shard's handler.
+pub(crate) type Action = Box<dyn FnOnce(&mut dyn Any) + Send>;
 
 /// Where an answer goes; nobody may be waiting.
 pub(crate) type Reply<T> = Option<oneshot::Sender<T>>;

@@ -14,6 +14,7 @@ mod id;
 mod process;
 mod publish;
 mod registry;
+mod seat;
 mod topics;
 mod upgrade;
 mod wheel;
@@ -31,6 +32,7 @@ use self::{
 pub(crate) use self::{
     connection::LocalShard,
     envelope::{Envelope, Publication},
+    seat::Inbox,
 };
 pub use self::{
     connection::{Connection, LocalError, LocalHandle},
@@ -40,13 +42,14 @@ pub use self::{
     id::ConnectionId,
     publish::{PreparedMessage, PublishStatus, SubscribeError},
     registry::{TopicInterest, TopicRegistry},
+    seat::{MeshSeat, TopicLimits},
     topics::{Conflation, TopicRules, TopicSettings},
     upgrade::Upgrade,
     wheel::{TICK_MILLIS, TimerWheel},
 };
 use crate::{
     buffer::{CorkPool, SendBuffer},
-    connection::{Endpoint, Expired, Initiator, Output, Phase, SendStatus, Settings, Timestamp},
+    connection::{Endpoint, Expired, Initiator, Output, Phase, Settings, Timestamp},
     mesh::{MeshEnd, mesh},
     protocol::{CloseCode, HttpResponse},
 };
@@ -66,41 +69,6 @@ pub struct Shard<H: Handler> {
     connections_max: usize,
     /// The generation of the newest connection.
     generation: u32,
-}
-
-/// The queue through which any thread reaches a shard.
-pub(crate) type Inbox = Arc<crossbeam_queue::ArrayQueue<Envelope>>;
-
-/// A shard's place in the mesh.
-#[derive(Debug)]
-pub struct MeshSeat(pub(crate) MeshEnd<Envelope>);
-
-impl MeshSeat {
-    /// Places for `count` shards that are connected to each other.
-    #[must_use]
-    pub fn connect(count: usize) -> Vec<Self> {
-        mesh(count).into_iter().map(Self).collect()
-    }
-
-    /// The queue through which any thread reaches this shard.
-    pub(crate) fn inbox(&self) -> Inbox {
-        self.0.inbox()
-    }
-}
-
-/// The limits of topics.
-#[derive(Clone, Copy, Debug)]
-pub struct TopicLimits {
-    /// The longest name, in bytes.
-    pub name_bytes_max: usize,
-    /// Subscriptions per connection.
-    pub topics_max: usize,
-}
-
-impl Default for TopicLimits {
-    fn default() -> Self {
-        Self { name_bytes_max: 256, topics_max: 1024 }
-    }
 }
 
 /// Slots whose addresses are reserved at the start. Memory is taken when a slot is first used; growing by
@@ -510,13 +478,5 @@ impl<H: Handler> std::fmt::Debug for Shard<H> {
 impl std::fmt::Debug for Context {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Context").field("shard", &self.shard).finish_non_exhaustive()
-    }
-}
-
-impl SendStatus {
-    /// The message is on its way.
-    #[must_use]
-    pub fn is_sent(self) -> bool {
-        self != Self::Dropped
     }
 }

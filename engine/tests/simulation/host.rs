@@ -24,10 +24,13 @@ use crate::{
     network::Link,
 };
 
+/// An upgrade that is decided later.
+type Decision = Pin<Box<dyn Future<Output = Upgrade<Session>>>>;
+
 pub(crate) struct Host {
     pub(crate) shard: Shard<SimulatedHandler>,
     pub(crate) transports: Vec<Transport>,
-    pub(crate) deferred: Vec<(ConnectionId, Pin<Box<dyn Future<Output = Upgrade<Session>>>>)>,
+    pub(crate) deferred: Vec<(ConnectionId, Decision)>,
     pub(crate) counters: Arc<Counters>,
     shared: Shared,
     /// How often the wheel has been moved on.

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    connection::{OutboxFull, OutboxLimits, Timeouts},
+    connection::{Initiator, OutboxFull, OutboxLimits, Timeouts},
     protocol::{
-        Limits,
+        CloseCode, Limits,
         frame::{append_frame, append_masked_frame},
     },
 };

@@ -379,7 +379,8 @@ mod tests {
     fn offered_subprotocols_come_from_all_lines_and_only_if_tokens() {
         let text = GOOD.replace(
             "Sec-WebSocket-Protocol: chat, superchat",
-            "sec-websocket-protocol: a ,,b/c,\td\r\nSec-WebSocket-Protocol: e f, g\r\nSec-WebSocket-Protocol:",
+            "sec-websocket-protocol: a ,,b/c,\td\r\nSec-WebSocket-Protocol: e f, g\r\n\
+             Sec-WebSocket-Protocol:",
         );
         let request = parsed(&text);
         let upgrade = UpgradeRequest::check(&request, peer()).unwrap();
