@@ -51,3 +51,8 @@ pub use shard::{
     Conflation, Connection, ConnectionId, Counters, CountersSnapshot, Gone, Handler, LocalError, LocalHandle,
     Message, PreparedMessage, PublishStatus, SubscribeError, TopicRules, TopicSettings, Upgrade,
 };
+
+/// The programs of the README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -13,4 +13,4 @@ pub(crate) use clock::Clock;
 pub(crate) use event::Event;
 pub(crate) use listener::Listener;
 pub(crate) use ring::{RingFlags, RingHandle, probe_ring};
-pub(crate) use socket::{Direction, Socket};
+pub(crate) use socket::{Direction, Readiness, Socket};

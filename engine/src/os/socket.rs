@@ -19,6 +19,16 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt}
 
 use crate::buffer::{Lease, SendBuffer};
 
+/// How sure a wait for readiness is to be. It matters on epoll only, where being certain costs a call of `poll(2)` each
+/// time a flag is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Readiness {
+    /// Ask the kernel; without bytes the flag is cleared.
+    Certain,
+    /// Believe the flag, which the caller has seen cleared.
+    Likely,
+}
+
 /// Which direction of a socket to shut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
@@ -52,7 +62,15 @@ impl Socket {
 
     /// Waits until a receive would not block.
     pub(crate) fn readable(&self) -> impl Future<Output = io::Result<()>> + use<> + 'static {
-        self.stream().readable(false)
+        self.readiness(Readiness::Certain)
+    }
+
+    /// Waits for the readiness to receive.
+    pub(crate) fn readiness(
+        &self,
+        readiness: Readiness,
+    ) -> impl Future<Output = io::Result<()>> + use<> + 'static {
+        self.stream().readable(readiness == Readiness::Likely)
     }
 
     /// Sends through the ring.

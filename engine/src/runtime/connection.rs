@@ -23,7 +23,7 @@ use super::Worker;
 use crate::{
     buffer::{BufferClass, HEADROOM_BYTES, Lease, SendBuffer},
     connection::{Output, Timestamp},
-    os::{Direction, Socket},
+    os::{Direction, Readiness, Socket},
     shard::{ConnectionId, Handler},
 };
 
@@ -98,7 +98,10 @@ pub(super) fn serve<H: Handler>(
                     }
                     receiving.set(match task.lease() {
                         Some(lease) => Receiving::Ring { operation: task.socket.receive(lease) },
-                        None => Receiving::Readiness { operation: task.socket.readable() },
+                        None => Receiving::Readiness {
+                            operation: task.socket.readiness(Readiness::Certain),
+                            readiness: Readiness::Certain,
+                        },
                     });
                 }
                 match receiving.as_mut().poll_arrival(context) {
@@ -106,6 +109,11 @@ pub(super) fn serve<H: Handler>(
                         task.handle_arrival(arrival);
                         let is_bulk = matches!(task.reception, Reception::Bulk { .. });
                         received += if is_bulk { BULK_RECEIVE_WEIGHT } else { 1 };
+                    }
+                    None if !task.worker.rides_ring && receiving.is_certain() => {
+                        // The flag is cleared: what sets it again is worth a receive without asking.
+                        let operation = task.socket.readiness(Readiness::Likely);
+                        receiving.set(Receiving::Readiness { operation, readiness: Readiness::Likely });
                     }
                     None if task.closing && receiving.is_idle() && sending.is_idle() => {
                         return Poll::Ready(());
@@ -142,7 +150,7 @@ pin_project! {
     enum Receiving<R, P> {
         Idle,
         Ring { #[pin] operation: R },
-        Readiness { #[pin] operation: P },
+        Readiness { #[pin] operation: P, readiness: Readiness },
     }
 }
 
@@ -155,13 +163,19 @@ where
         matches!(self, Self::Idle)
     }
 
+    fn is_certain(&self) -> bool {
+        matches!(self, Self::Readiness { readiness: Readiness::Certain, .. })
+    }
+
     fn poll_arrival(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Option<Arrival> {
         let arrival = match self.as_mut().project() {
             ReceivingProjection::Idle => return None,
             ReceivingProjection::Ring { operation } => {
                 operation.poll(context).map(|(result, lease)| Arrival::Received(result, lease))
             }
-            ReceivingProjection::Readiness { operation } => operation.poll(context).map(Arrival::Readable),
+            ReceivingProjection::Readiness { operation, .. } => {
+                operation.poll(context).map(Arrival::Readable)
+            }
         };
         let Poll::Ready(arrival) = arrival else { return None };
         self.set(Self::Idle);

@@ -364,6 +364,12 @@ impl<H: Handler> Shard<H> {
         // Its subscribers may have gone meanwhile.
         let Some(index) = topics.find(publication.topic.name()) else { return };
         let fenced = topics.topic(index).is_some_and(|topic| topic.fenced > 0);
+        if fenced {
+            // What was published here has to be forwarded, and knows no fence: it leaves before.
+            topics.seal(index);
+            self.deliver_ready();
+        }
+        let topics = &mut self.context.topics;
         topics.post_foreign(index, publication);
         if fenced {
             // Some of the subscribers are not to get this one: it cannot be gathered with others.
