@@ -1,0 +1,89 @@
+//! What a handle does with one connection or one shard.
+
+use ringwire::{CloseCode, Driver, Gone, HandleError, PreparedMessage, SendStatus};
+
+use crate::{
+    client::Received,
+    commands::{Commands, Topics, config},
+    script::Script,
+    server::wait_until_empty,
+};
+
+on_both_drivers!(
+    a_connection_is_reached_by_its_id,
+    stale_ids_reach_nobody,
+    closures_run_on_the_shard_they_name,
+    a_panic_in_a_closure_is_counted,
+);
+
+fn a_connection_is_reached_by_its_id(driver: Driver) {
+    let topics = Topics::start(config(driver));
+    let handle = &topics.server.handle;
+    let mut clients = [0, 1, 0, 1].map(|shard| topics.connect_on(shard));
+    let prepared = PreparedMessage::new("prepared");
+    for client in &mut clients {
+        let id = topics.state(client).id;
+        for number in 0..100 {
+            let answer = handle.send(id, &number.to_string()).expect("room").wait();
+            assert_eq!(answer, Ok(Ok(SendStatus::Sent)));
+        }
+        let answer = handle.send_prepared(id, prepared.clone()).expect("room").wait();
+        assert_eq!(answer, Ok(Ok(SendStatus::Sent)));
+        (0..100).for_each(|number| assert_eq!(client.receive_text(), number.to_string()));
+        assert_eq!(client.receive_text(), "prepared");
+        let answer = handle.close(id, CloseCode::GOING_AWAY, "bye").expect("room").wait();
+        assert_eq!(answer, Ok(Ok(())));
+        assert_eq!(client.receive(), Received::Close(Some((1001, "bye".to_owned()))));
+    }
+}
+
+fn stale_ids_reach_nobody(driver: Driver) {
+    let topics = Topics::start(config(driver));
+    let handle = &topics.server.handle;
+    let mut stale = Vec::new();
+    for shard in [0, 1] {
+        let mut client = topics.connect_on(shard);
+        stale.push(topics.state(&mut client).id);
+        client.close();
+    }
+    wait_until_empty(&topics.server);
+    // These may sit where the closed ones sat.
+    let mut strangers = [0, 1].map(|shard| topics.connect_on(shard));
+    let before = topics.server.counters().stale_ids;
+    for id in &stale {
+        assert_eq!(handle.send(*id, "stranger").expect("room").wait(), Ok(Err(Gone)));
+        assert_eq!(handle.close(*id, CloseCode::NORMAL, "").expect("room").wait(), Ok(Err(Gone)));
+    }
+    assert_eq!(topics.server.counters().stale_ids, before + 4);
+    strangers.iter_mut().for_each(|client| {
+        client.send_text("echo mine");
+        assert_eq!(client.receive_text(), "mine");
+    });
+}
+
+fn closures_run_on_the_shard_they_name(driver: Driver) {
+    let topics = Topics::start(config(driver));
+    let handle = &topics.server.handle;
+    assert_eq!(handle.shards(), 2);
+    let mut client = topics.connect_on(1);
+    let count = |shard| handle.run_on(shard, |handler: &mut Commands| handler.messages).expect("room").wait();
+    let (zero, one) = (count(0).expect("an answer"), count(1).expect("an answer"));
+    for _ in 0..10 {
+        topics.state(&mut client);
+    }
+    assert_eq!((count(0), count(1)), (Ok(zero), Ok(one + 10)));
+    let other_type = handle.run_on(0, |_: &mut Script| ()).expect("room").wait();
+    assert_eq!(other_type, Err(HandleError::NoAnswer));
+    assert_eq!(handle.run_on(2, |_: &mut Commands| ()).err(), Some(HandleError::Gone));
+}
+
+fn a_panic_in_a_closure_is_counted(driver: Driver) {
+    let mut topics = Topics::start(config(driver));
+    topics.server = topics.server.expecting_panics(1);
+    let handle = topics.server.handle.clone();
+    let mut client = topics.connect_on(1);
+    let answer = handle.run_on(1, |_: &mut Commands| panic!("on purpose")).expect("room").wait();
+    assert_eq!(answer.map(|(): ()| ()), Err(HandleError::NoAnswer));
+    topics.state(&mut client);
+    topics.server.eventually("the panic", |counters| counters.handler_panics == 1);
+}

@@ -1,0 +1,170 @@
+//! Subscribers that do not read, under each policy.
+
+use ringwire::{Config, Driver, OutboxFull, protocol::frame::frame_bytes};
+
+use crate::{
+    client::{Client, Received},
+    commands::{State, Topics, config, subscribe},
+};
+
+on_both_drivers!(
+    the_newest_are_dropped,
+    the_oldest_are_dropped,
+    the_connection_is_closed,
+    the_latest_of_each_key_arrives,
+);
+
+const OUTBOX_BYTES: usize = 100_000;
+/// So large that each is delivered on its own.
+const BYTES: usize = 9000;
+const COUNT_MAX: usize = 4000;
+
+fn tight(driver: Driver) -> Config {
+    let mut config = config(driver);
+    config.outbox_bytes_max = OUTBOX_BYTES;
+    config.outbox_bytes_high = OUTBOX_BYTES / 2;
+    config.outbox_bytes_low = OUTBOX_BYTES / 10;
+    config
+}
+
+fn payload(number: usize) -> String {
+    format!("{number:08}{}", "x".repeat(BYTES - 8))
+}
+
+fn number(text: &str) -> usize {
+    let number = text[..8].parse().expect("a number");
+    assert!(text == payload(number), "message {number} is damaged");
+    number
+}
+
+/// Publishes until so many publications have been dropped, from the other shard; answers how many there were.
+fn flood(topics: &Topics, slow: &mut Client, topic: &str, drops: u64, check: impl Fn(State)) -> usize {
+    let publisher = &mut topics.connect_on(0);
+    let reader = &mut topics.connect_on(1);
+    subscribe(reader, topic);
+    for count in 0..COUNT_MAX {
+        publisher.send_text(&format!("pub {topic} {}", payload(count)));
+        // It has been through the other shard when somebody there has got it.
+        assert_eq!(number(&reader.receive_text()), count);
+        let state = topics.state(slow);
+        assert!(state.outbox_bytes <= OUTBOX_BYTES, "{state:?}");
+        check(state);
+        if state.dropped >= drops {
+            return count + 1;
+        }
+    }
+    panic!("the outbox was never full");
+}
+
+/// Reads numbered messages up to the last word, which is published when the outbox has room for it.
+fn read_all(slow: &mut Client, until: impl Fn(usize) -> bool) -> Vec<usize> {
+    let mut numbers = Vec::new();
+    while !numbers.last().is_some_and(|number| until(*number)) {
+        numbers.push(number(&slow.receive_text()));
+    }
+    assert!(numbers.is_sorted_by(|left, right| left < right), "{numbers:?}");
+    numbers
+}
+
+fn the_newest_are_dropped(driver: Driver) {
+    let topics = Topics::start(tight(driver));
+    let mut slow = topics.connect_narrow_on(1);
+    subscribe(&mut slow, "newest/news");
+    let count = flood(&topics, &mut slow, "newest/news", 50, |state| {
+        assert!(state.dropped == 0 || state.outbox_bytes + frame_bytes(BYTES) > OUTBOX_BYTES, "{state:?}");
+    });
+    let dropped = topics.state(&mut slow).dropped;
+    assert_eq!(topics.server.counters().dropped_newest, dropped);
+    // The order and number of those that were kept, then what comes once there is room again.
+    let kept: Vec<usize> = (0..count - dropped as usize).map(|_| number(&slow.receive_text())).collect();
+    assert!(kept.is_sorted_by(|left, right| left < right) && kept[0] == 0);
+    topics.server.handle.publish("newest/news", &payload(count)).expect("room");
+    assert_eq!(read_all(&mut slow, |number| number == count), [count]);
+    assert_eq!(topics.state(&mut slow).dropped, dropped);
+}
+
+fn the_oldest_are_dropped(driver: Driver) {
+    let topics = Topics::start(tight(driver));
+    let mut slow = topics.connect_narrow_on(1);
+    subscribe(&mut slow, "oldest/news");
+    let count = flood(&topics, &mut slow, "oldest/news", 50, |state| {
+        assert!(state.dropped == 0 || state.outbox_bytes + frame_bytes(BYTES) > OUTBOX_BYTES, "{state:?}");
+    });
+    let dropped = topics.state(&mut slow).dropped;
+    assert_eq!(topics.server.counters().dropped_oldest, dropped);
+    let numbers = read_all(&mut slow, |number| number == count - 1);
+    assert_eq!(numbers.len(), count - dropped as usize);
+    // What fits into the outbox at the end is without a gap.
+    let last = numbers.len() - (OUTBOX_BYTES / frame_bytes(BYTES) - 1);
+    assert!(numbers[last..].iter().copied().eq(numbers[last]..count), "{numbers:?}");
+}
+
+fn the_connection_is_closed(driver: Driver) {
+    let topics = Topics::start(tight(driver));
+    let mut publisher = topics.connect_on(0);
+    let mut slow = topics.connect_narrow_on(1);
+    let mut reader = topics.connect_on(1);
+    subscribe(&mut slow, "news");
+    subscribe(&mut reader, "news");
+    let full = |topics: &Topics| topics.server.counters().closed_outbox_full == 1;
+    let count = (0..COUNT_MAX).find(|count| {
+        publisher.send_text(&format!("pub news {}", payload(*count)));
+        assert_eq!(number(&reader.receive_text()), *count);
+        full(&topics)
+    });
+    let count = count.expect("the outbox was never full") + 1;
+    let mut arrived = 0;
+    let end = loop {
+        match slow.receive() {
+            Received::Text(text) => {
+                assert_eq!(number(&text), arrived);
+                arrived += 1;
+            }
+            end => break end,
+        }
+    };
+    assert_eq!(end.close_code(), Some(1013), "{end:?}");
+    drop(slow);
+    topics.wait_for_subscribers("news", 1);
+    let counters = topics.server.counters();
+    assert_eq!(counters.dropped_by_close as usize, count - arrived);
+    assert_eq!((counters.dropped_newest, counters.dropped_oldest), (0, 0));
+    topics.server.handle.publish("news", &payload(count)).expect("room");
+    assert_eq!(number(&reader.receive_text()), count);
+}
+
+fn the_latest_of_each_key_arrives(driver: Driver) {
+    const KEYS: usize = 4;
+    let mut config = tight(driver);
+    config.outbox_full = OutboxFull::DropNewest;
+    let topics = Topics::start(config);
+    let mut publisher = topics.connect_on(0);
+    let mut slow = topics.connect_narrow_on(1);
+    let mut reader = topics.connect_on(1);
+    subscribe(&mut slow, "latest/prices");
+    subscribe(&mut reader, "latest/prices");
+    let mut count = 0;
+    while topics.server.counters().conflated < 100 {
+        assert!(count < COUNT_MAX, "nothing was conflated");
+        for _ in 0..KEYS {
+            publisher.send_text(&format!("key latest/prices {} {}", count % KEYS, payload(count)));
+            assert_eq!(number(&reader.receive_text()), count);
+            count += 1;
+        }
+        // The mark, the keys above it, and the message that passed it.
+        let bound = OUTBOX_BYTES / 2 + (KEYS + 1) * frame_bytes(BYTES);
+        let state = topics.state(&mut slow);
+        assert!(state.outbox_bytes <= bound && state.dropped == 0, "{state:?}");
+    }
+    let conflated = topics.server.counters().conflated as usize;
+    let mut last = [None; KEYS];
+    for _ in 0..count - conflated {
+        let number = number(&slow.receive_text());
+        let key = number % KEYS;
+        assert!(last[key] < Some(number), "{number} after {last:?}");
+        last[key] = Some(number);
+    }
+    assert!(last.iter().copied().flatten().eq((0..KEYS).map(|key| count - KEYS + key)), "{last:?}");
+    topics.server.handle.publish("latest/prices", "end").expect("room");
+    assert_eq!(slow.receive_text(), "end");
+}

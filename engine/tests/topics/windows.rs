@@ -1,0 +1,79 @@
+//! Topics whose publications are gathered for a while.
+
+use ringwire::{Driver, protocol::OpCode};
+
+use crate::{
+    client::Client,
+    commands::{Topics, config, expect, subscribe},
+};
+
+on_both_drivers!(a_window_delivers_everything_in_order, windows_of_two_shards_lose_nothing_to_newcomers);
+
+fn a_window_delivers_everything_in_order(driver: Driver) {
+    let topics = Topics::start(config(driver));
+    let mut clients = [0, 0, 1, 1].map(|shard| topics.connect_on(shard));
+    clients.iter_mut().for_each(|client| subscribe(client, "window/news"));
+    let mut publisher = topics.connect_on(0);
+    for number in 0..300 {
+        publisher.send_text(&format!("pub window/news {number}"));
+    }
+    // The window closes although nothing more happens.
+    clients.iter_mut().for_each(|client| expect(client, (0..300).map(|number| number.to_string())));
+    let topic = topics.server.handle.topic("window/news");
+    for number in 0..300 {
+        topic.publish(&number.to_string()).expect("room");
+    }
+    clients.iter_mut().for_each(|client| expect(client, (0..300).map(|number| number.to_string())));
+    // One's own are left out, the others' stay.
+    let own = publisher_burst(&mut clients[3], "pub");
+    clients[3].write(&own);
+    let all = publisher_burst(&mut clients[3], "all");
+    clients[3].write(&all);
+    let burst = || (0..16).map(|number| number.to_string());
+    clients[..3].iter_mut().for_each(|client| expect(client, burst().chain(burst())));
+    expect(&mut clients[3], burst());
+}
+
+fn publisher_burst(client: &mut Client, command: &str) -> Vec<u8> {
+    let frames = (0..16).map(|number| {
+        let text = format!("{command} window/news {number}");
+        client.frame(OpCode::Text, text.as_bytes())
+    });
+    frames.collect::<Vec<_>>().concat()
+}
+
+/// Both shards have something gathered while subscriptions begin that are not to get all of it.
+fn windows_of_two_shards_lose_nothing_to_newcomers(driver: Driver) {
+    let topics = Topics::start(config(driver));
+    let mut publishers = [topics.connect_on(0), topics.connect_on(1)];
+    let mut clients: Vec<Client> = Vec::new();
+    let rounds = 60;
+    for round in 0..rounds {
+        for (index, publisher) in publishers.iter_mut().enumerate() {
+            let frames: Vec<Vec<u8>> = (0..8)
+                .map(|number| {
+                    let text = format!("all window/news {index} {}", round * 8 + number);
+                    publisher.frame(OpCode::Text, text.as_bytes())
+                })
+                .collect();
+            publisher.write(&frames.concat());
+        }
+        if round % 3 == 0 {
+            let mut client = topics.server.connect();
+            client.send_text("sub window/news");
+            clients.push(client);
+        }
+    }
+    for client in &mut clients {
+        assert_eq!(client.receive_text(), "subscribed");
+        let mut next: [Option<usize>; 2] = [None, None];
+        while next != [Some(rounds * 8); 2] {
+            let text = client.receive_text();
+            let (publisher, number) = text.split_once(' ').expect("two numbers");
+            let publisher: usize = publisher.parse().expect("a publisher");
+            let number: usize = number.parse().expect("a number");
+            assert_eq!(number, next[publisher].unwrap_or(number), "of publisher {publisher}");
+            next[publisher] = Some(number + 1);
+        }
+    }
+}
