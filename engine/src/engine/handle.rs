@@ -33,6 +33,25 @@ pub(super) struct ShardHandle {
     pub(super) counters: Arc<Counters>,
 }
 
+impl ShardHandle {
+    /// Drops what nobody will take any more, and with it the ends at which answers are awaited.
+    fn empty_inbox(&self) {
+        while self.inbox.pop().is_some() {}
+    }
+}
+
+/// Says that a shard has ended, however it ended.
+pub(super) struct EndGuard(pub(super) EngineHandle, pub(super) usize);
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        if let Some(shard) = self.0.shards.get(self.1) {
+            shard.mailbox.close();
+            shard.empty_inbox();
+        }
+    }
+}
+
 /// An engine did not take what a handle gave it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -46,9 +65,12 @@ pub enum HandleError {
         /// The shard.
         shard: usize,
     },
-    /// The engine has stopped, or the shard's handler is of another type than the one named.
+    /// The engine stopped meanwhile, or the shard's handler is of another type than the one named.
     #[error("no answer: the engine has stopped, or the handler is of another type")]
     NoAnswer,
+    /// The shard has stopped.
+    #[error("the engine has stopped")]
+    Stopped,
 }
 
 /// The answer to a request, on its way from a shard: a future on any runtime, or [`wait`](Self::wait).
@@ -223,6 +245,10 @@ impl EngineHandle {
     fn post(&self, shard: usize, envelope: Envelope) -> Result<(), HandleError> {
         let handle = self.shards.get(shard).ok_or(HandleError::Gone)?;
         handle.inbox.push(envelope).map_err(|_| HandleError::InboxFull { shard })?;
+        if handle.mailbox.is_closed() {
+            handle.empty_inbox();
+            return Err(HandleError::Stopped);
+        }
         handle.mailbox.ring();
         Ok(())
     }

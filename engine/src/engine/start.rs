@@ -13,7 +13,11 @@ use signal_hook::{
     iterator::Signals,
 };
 
-use super::{Config, EngineHandle, Error, cores::pin, handle::ShardHandle};
+use super::{
+    Config, EngineHandle, Error,
+    cores::pin,
+    handle::{EndGuard, ShardHandle},
+};
 use crate::{
     connection::Timestamp,
     os::{Clock, Event, Listener},
@@ -140,10 +144,12 @@ impl Engine {
                 mailboxes: Arc::clone(&mailboxes),
                 counters: Arc::clone(&shard.counters),
             };
+            let end = EndGuard(engine.handle.clone(), index);
             let (factory, ready) = (Arc::clone(&factory), ready.clone());
-            let thread = thread::Builder::new()
-                .name(format!("ringwire-{index}"))
-                .spawn(move || run_shard(seat, &*factory, ready));
+            let thread = thread::Builder::new().name(format!("ringwire-{index}")).spawn(move || {
+                let _end = end;
+                run_shard(seat, &*factory, ready);
+            });
             // On an error those already running are stopped by dropping the engine.
             engine.threads.push(thread.map_err(Error::Start)?);
         }

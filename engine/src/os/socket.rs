@@ -19,8 +19,8 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt}
 
 use crate::buffer::{Lease, SendBuffer};
 
-/// How sure a wait for readiness is to be. It matters on epoll only, where being certain costs a call of `poll(2)` each
-/// time a flag is set.
+/// How sure a wait for readiness is to be. It matters on epoll only, where being certain costs a call of
+/// `poll(2)` each time a flag is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Readiness {
     /// Ask the kernel; without bytes the flag is cleared.

@@ -11,7 +11,10 @@ use std::{
     os::fd::AsFd,
     pin::pin,
     rc::{Rc, Weak},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering, fence},
+    },
     task::Waker,
     time::Duration,
 };
@@ -53,11 +56,16 @@ pub(crate) enum Command {
 pub(crate) struct Mailbox {
     commands: Mutex<Vec<Command>>,
     bell: Doorbell<Event>,
+    closed: AtomicBool,
 }
 
 impl Mailbox {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { commands: Mutex::default(), bell: Doorbell::new(Event::new()?) })
+        Ok(Self {
+            commands: Mutex::default(),
+            bell: Doorbell::new(Event::new()?),
+            closed: AtomicBool::new(false),
+        })
     }
 
     pub(crate) fn post(&self, command: Command) {
@@ -68,6 +76,19 @@ impl Mailbox {
     /// Something was put into the mesh for this worker. Answers whether it had to be woken.
     pub(crate) fn ring(&self) -> bool {
         self.bell.ring()
+    }
+
+    /// Nobody will look into the worker's queues any more.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Whether what was pushed before this call may never be seen. Either this answers yes, or who closed the
+    /// mailbox finds what was pushed.
+    pub(crate) fn is_closed(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.closed.load(Ordering::Relaxed)
     }
 
     fn take(&self) -> Vec<Command> {

@@ -82,7 +82,11 @@ impl<S> Connection<'_, S> {
             return Err(SubscribeError::NotAllowed);
         }
         let pending = self.context.intents.iter().filter(|intent| matches!(intent, Intent::Subscribe(_)));
-        if self.subscriptions.len() + pending.count() >= limits.topics_max {
+        let known =
+            self.context.topics.find(topic).is_some_and(|index| {
+                self.subscriptions.iter().any(|subscription| subscription.topic == index)
+            });
+        if !known && self.subscriptions.len() + pending.count() >= limits.topics_max {
             return Err(SubscribeError::TooMany { topics_max: limits.topics_max });
         }
         self.context.intents.push(Intent::Subscribe(topic.into()));

@@ -1,12 +1,14 @@
 //! What a handle does with one connection or one shard.
 
+use std::time::Duration;
+
 use ringwire::{CloseCode, Driver, Gone, HandleError, PreparedMessage, SendStatus};
 
 use crate::{
-    client::Received,
+    client::{PATIENCE, Received},
     commands::{Commands, Topics, config},
     script::Script,
-    server::wait_until_empty,
+    server::{ended_within, wait_until_empty},
 };
 
 on_both_drivers!(
@@ -14,6 +16,7 @@ on_both_drivers!(
     stale_ids_reach_nobody,
     closures_run_on_the_shard_they_name,
     a_panic_in_a_closure_is_counted,
+    a_stopped_engine_leaves_nobody_waiting,
 );
 
 fn a_connection_is_reached_by_its_id(driver: Driver) {
@@ -86,4 +89,19 @@ fn a_panic_in_a_closure_is_counted(driver: Driver) {
     assert_eq!(answer.map(|(): ()| ()), Err(HandleError::NoAnswer));
     topics.state(&mut client);
     topics.server.eventually("the panic", |counters| counters.handler_panics == 1);
+}
+
+fn a_stopped_engine_leaves_nobody_waiting(driver: Driver) {
+    let topics = Topics::start(config(driver));
+    let handle = topics.server.handle.clone();
+    let mut client = topics.connect_on(0);
+    let id = topics.state(&mut client).id;
+    topics.server.stop(Duration::from_millis(100));
+    let answers = ended_within(PATIENCE, move || {
+        let sent = handle.send(id, "late").and_then(|answer| answer.wait().map(|_| ()));
+        let ran = handle.run_on(1, |_: &mut Commands| ()).and_then(|answer| answer.wait());
+        (sent, ran, handle.publish("news", "late"))
+    });
+    let (sent, ran, _) = answers.expect("an answer, or an error");
+    assert!(sent.is_err() && ran.is_err(), "{sent:?} {ran:?}");
 }
