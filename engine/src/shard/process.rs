@@ -265,7 +265,8 @@ impl<H: Handler> Shard<H> {
         HttpResponse::new(500)
     }
 
-    /// Calls user code with the connection lent to it. A panic ends the connection with 1011.
+    /// Calls user code with the connection lent to it, and carries out what it did to subscriptions. A panic
+    /// ends the connection with 1011.
     pub(super) fn call(
         &mut self,
         id: ConnectionId,
@@ -284,24 +285,23 @@ impl<H: Handler> Shard<H> {
             subscriptions: &slot.subscriptions,
             allows_subscription: H::allows_subscription,
         };
-        if catch_unwind(AssertUnwindSafe(|| action(handler, &mut connection))).is_ok() {
-            return;
+        if catch_unwind(AssertUnwindSafe(|| action(handler, &mut connection))).is_err() {
+            tracing::error!(%id, "the handler panicked");
+            let context = &mut self.context;
+            context.counters.handler_panics.add(1);
+            slot.endpoint.fail(
+                CloseCode::INTERNAL_ERROR,
+                "handler failed",
+                &mut context.corks,
+                &context.settings,
+                context.now,
+            );
         }
-        tracing::error!(%id, "the handler panicked");
-        let context = &mut self.context;
-        context.counters.handler_panics.add(1);
-        slot.endpoint.fail(
-            CloseCode::INTERNAL_ERROR,
-            "handler failed",
-            &mut context.corks,
-            &context.settings,
-            context.now,
-        );
+        self.carry_out_intents(id);
     }
 
     /// Carries out what the last call or event brought about for this connection.
     pub(super) fn settle(&mut self, id: ConnectionId) {
-        self.carry_out_intents(id);
         loop {
             let Some(slot) = find(&mut self.slots, id) else { return };
             if !slot.endpoint.take_resumed(&self.context.settings, self.context.now) {
@@ -322,7 +322,6 @@ impl<H: Handler> Shard<H> {
         if let Some(reason) = ended.filter(|_| slot.session.is_some()) {
             self.call(id, |handler, connection| handler.on_close(connection, &reason));
             self.context.counters.connections_closed.add(1);
-            self.context.intents.clear();
             self.unsubscribe_all(id);
             if let Some(slot) = find(&mut self.slots, id) {
                 let session = slot.session.take();
