@@ -309,18 +309,21 @@ impl TopicTable {
 
     /// Forgets topics that nobody has used since the last round of sweeps; each looks at a part of them.
     pub(super) fn sweep(&mut self) {
+        // Others may have topics where this shard never had any.
+        let mut is_through = self.topics.capacity() == 0;
         for _ in 0..SWEPT_MAX.min(self.topics.capacity()) {
             let index = self.sweep_position;
             self.sweep_position = if index + 1 < self.topics.capacity() { index + 1 } else { 0 };
-            if self.sweep_position == 0 && self.shard == 0 {
-                self.registry.sweep();
-            }
+            is_through |= self.sweep_position == 0;
             let Some(topic) = self.topics.get_mut(index) else { continue };
             let used = std::mem::take(&mut topic.used);
             if !used && topic.subscribers.is_empty() && topic.staged.count == 0 {
                 let topic = self.topics.remove(index);
                 self.names.remove(topic.interest.name());
             }
+        }
+        if is_through && self.shard == 0 {
+            self.registry.sweep();
         }
     }
 
