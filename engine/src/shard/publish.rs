@@ -438,6 +438,7 @@ impl<H: Handler> Shard<H> {
                 }
             };
             let bytes = frame.bytes().len();
+            let was_open = slot.endpoint.is_open();
             let mut replaced = false;
             let Slot { endpoint, dirty, .. } = slot;
             let status = context.queue(endpoint, full, bytes, messages, |endpoint, context| {
@@ -450,12 +451,14 @@ impl<H: Handler> Shard<H> {
                 })
             });
             context.counters.conflated.add(u64::from(replaced));
-            if status != SendStatus::Dropped || endpoint.has_output() {
+            if status.is_sent() {
                 context.counters.deliveries.add(u64::from(messages));
-                if !*dirty {
-                    *dirty = true;
-                    context.dirty.push(id);
-                }
+            }
+            // One that was given up has a close frame to send, a deadline to set, and perhaps a pause to end.
+            let gave_up = was_open && !endpoint.is_open();
+            if (status.is_sent() || gave_up) && !*dirty {
+                *dirty = true;
+                context.dirty.push(id);
             }
         }
     }
