@@ -9,7 +9,7 @@ use super::{
     Connection, ConnectionId, Handler, Message, Shard, Slot,
     envelope::{Envelope, Gone, Publication},
     find,
-    topics::{Conflation, Post, Ready, Subscriber, Subscription},
+    topics::{Conflation, Post, Ready, Route, Subscriber, Subscription},
 };
 use crate::{
     buffer::{LocalFrame, SharedFrame},
@@ -388,10 +388,12 @@ impl<H: Handler> Shard<H> {
 
     fn deliver_ready(&mut self) {
         while let Some(ready) = self.context.topics.poll_ready() {
-            if ready.forward {
+            if ready.route != Route::Here {
                 self.forward(&ready.publication);
             }
-            self.deliver(&ready, None);
+            if ready.route != Route::Elsewhere {
+                self.deliver(&ready, None);
+            }
         }
     }
 

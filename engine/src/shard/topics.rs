@@ -105,7 +105,7 @@ pub(super) struct TopicTable {
     shard: usize,
     /// Publications whose turn has come.
     ready: VecDeque<Ready>,
-    /// Topics with something staged that leaves at the end of the turn.
+    /// Topics with something staged that leaves at the end of the turn, at least for other shards.
     staged: Vec<u32>,
     /// Windows that have opened since somebody asked.
     opened: Vec<(u32, Duration)>,
@@ -145,6 +145,8 @@ struct Staged {
     count: u32,
     own: Vec<OwnFrame>,
     is_foreign: bool,
+    /// What of `frames` and `count` other shards have been sent: a window is kept open where it is delivered.
+    forwarded: (usize, u32),
 }
 
 /// A publication to be delivered.
@@ -152,8 +154,18 @@ struct Staged {
 pub(super) struct Ready {
     pub(super) topic: u32,
     pub(super) publication: Publication,
-    /// Published on this shard: other shards are to have it too.
-    pub(super) forward: bool,
+    pub(super) route: Route,
+}
+
+/// Where a publication is to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    /// To the subscribers here, and to other shards.
+    Everywhere,
+    /// To the subscribers here: it comes from another shard, or other shards have it.
+    Here,
+    /// To other shards: the subscribers here get it with what else its window gathers.
+    Elsewhere,
 }
 
 /// A message to be published.
@@ -266,7 +278,7 @@ impl TopicTable {
         let alone = publication.own.is_some() || conflates;
         if alone || publication.frames.len() > GATHERED_FRAME_BYTES_MAX {
             self.seal(index);
-            self.ready.push_back(Ready { topic: index, publication, forward: false });
+            self.ready.push_back(Ready { topic: index, publication, route: Route::Here });
             return;
         }
         let staged = self.stage(index, true);
@@ -277,12 +289,18 @@ impl TopicTable {
     /// Makes everything ready that is to leave at the end of this turn.
     pub(super) fn seal_staged(&mut self) {
         while let Some(index) = self.staged.pop() {
-            self.seal(index);
+            let gathers =
+                self.topics.get(index as usize).is_some_and(|topic| topic.settings.window.is_some());
+            if gathers { self.forward_staged(index) } else { self.seal(index) }
         }
     }
 
     /// Makes what is staged for a topic ready, and ends its window.
     pub(super) fn seal(&mut self, index: u32) {
+        let gathers = self.topics.get(index as usize).is_some_and(|topic| topic.settings.window.is_some());
+        if gathers {
+            self.forward_staged(index);
+        }
         let Some(topic) = self.topics.get_mut(index as usize) else { return };
         if topic.staged.count == 0 {
             return;
@@ -295,7 +313,28 @@ impl TopicTable {
             own: (!staged.own.is_empty()).then(|| staged.own.into()),
             key: 0,
         };
-        self.ready.push_back(Ready { topic: index, publication, forward: !staged.is_foreign });
+        let route = if staged.is_foreign || gathers { Route::Here } else { Route::Everywhere };
+        self.ready.push_back(Ready { topic: index, publication, route });
+    }
+
+    /// Makes what a window gathers and other shards have not got ready for them. Who subscribes there later is not to
+    /// get what was published in an earlier turn, so it does not wait.
+    fn forward_staged(&mut self, index: u32) {
+        let Some(topic) = self.topics.get_mut(index as usize) else { return };
+        let staged = &mut topic.staged;
+        let (bytes, count) = staged.forwarded;
+        if staged.is_foreign || staged.count == count {
+            return;
+        }
+        staged.forwarded = (staged.frames.len(), staged.count);
+        let publication = Publication {
+            topic: Arc::clone(&topic.interest),
+            frames: Arc::new(staged.frames[bytes..].to_vec()),
+            count: staged.count - count,
+            own: None,
+            key: 0,
+        };
+        self.ready.push_back(Ready { topic: index, publication, route: Route::Elsewhere });
     }
 
     pub(super) fn poll_ready(&mut self) -> Option<Ready> {
@@ -345,7 +384,7 @@ impl TopicTable {
             own,
             key: post.key,
         };
-        self.ready.push_back(Ready { topic: index, publication, forward: true });
+        self.ready.push_back(Ready { topic: index, publication, route: Route::Everywhere });
     }
 
     /// Where the next frame of a topic goes.
@@ -356,12 +395,15 @@ impl TopicTable {
             self.seal(index);
         }
         let topic = &mut self.topics[index as usize];
-        if topic.staged.count == 0 {
-            topic.staged.is_foreign = is_foreign;
-            match topic.settings.window {
-                Some(window) => self.opened.push((index, window)),
-                None => self.staged.push(index),
-            }
+        let staged = &mut topic.staged;
+        let is_first = staged.count == 0;
+        if is_first {
+            staged.is_foreign = is_foreign;
+            self.opened.extend(topic.settings.window.map(|window| (index, window)));
+        }
+        // Once a turn.
+        if topic.settings.window.map_or(is_first, |_| !is_foreign && staged.forwarded.1 == staged.count) {
+            self.staged.push(index);
         }
         &mut topic.staged
     }
