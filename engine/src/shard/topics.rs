@@ -317,8 +317,8 @@ impl TopicTable {
         self.ready.push_back(Ready { topic: index, publication, route });
     }
 
-    /// Makes what a window gathers and other shards have not got ready for them. Who subscribes there later is not to
-    /// get what was published in an earlier turn, so it does not wait.
+    /// Makes what a window gathers and other shards have not got ready for them. Who subscribes there later
+    /// is not to get what was published in an earlier turn, so it does not wait.
     fn forward_staged(&mut self, index: u32) {
         let Some(topic) = self.topics.get_mut(index as usize) else { return };
         let staged = &mut topic.staged;
