@@ -131,26 +131,30 @@ impl Client {
         }
     }
 
-    /// Moves some of what is written into the pipe.
-    pub(crate) fn flush(&mut self, shared: &Shared, link: &mut Link) {
+    /// Moves some of what is written into the pipe. Answers whether there was any.
+    pub(crate) fn flush(&mut self, shared: &Shared, link: &mut Link) -> bool {
         if link.is_reset || link.server_is_gone || link.to_server.has_ended() {
             self.outgoing.clear();
-            return;
+            return false;
         }
+        let was_empty = self.outgoing.is_empty() && !self.ends;
         let bytes = shared.random.share(self.outgoing.len());
         let written = link.to_server.write(&self.outgoing[..bytes]);
         self.outgoing.drain(..written);
         if self.ends && self.outgoing.is_empty() {
             link.to_server.end();
         }
+        !was_empty
     }
 
-    /// Reads some of what has arrived, unless it is deaf.
-    pub(crate) fn read(&mut self, shared: &Shared, link: &mut Link) {
-        if self.temper != Temper::Deaf {
-            let bytes = shared.random.share(link.to_client.len());
-            self.read_bytes(shared, link, bytes);
+    /// Reads some of what has arrived, unless it is deaf. Answers whether there was any.
+    pub(crate) fn read(&mut self, shared: &Shared, link: &mut Link) -> bool {
+        if self.temper == Temper::Deaf || link.is_reset {
+            return false;
         }
+        let bytes = shared.random.share(link.to_client.len());
+        self.read_bytes(shared, link, bytes);
+        bytes > 0
     }
 
     /// Reads everything that has arrived, even if it was deaf until now.
@@ -353,7 +357,10 @@ impl Client {
 
     fn receive(&mut self, shared: &Shared, item: Item, bytes: &[u8]) {
         let arrived = |kind: MessageKind, payload: &[u8]| {
-            shared.model.borrow_mut().arrived(self.peer, kind, payload);
+            let mut model = shared.model.borrow_mut();
+            if !model.hears_publication(self.peer, payload) {
+                model.arrived(self.peer, kind, payload);
+            }
         };
         match item {
             Item::Message { kind, payload } => arrived(kind, &bytes[payload]),

@@ -32,6 +32,12 @@ impl Content {
         Self { kind: MessageKind::Text, bytes: &text.as_bytes()[start..end] }
     }
 
+    /// `length` bytes that are always the same for `number`.
+    pub(crate) fn numbered(number: usize, length: usize) -> Self {
+        let start = number * 7919 % (TABLE_BYTES - LONGEST);
+        Self { kind: MessageKind::Binary, bytes: &noise()[start..start + length.min(LONGEST)] }
+    }
+
     pub(crate) fn is(&self, kind: MessageKind, bytes: &[u8]) -> bool {
         self.kind == kind && self.bytes == bytes
     }

@@ -7,20 +7,24 @@ use std::{
 };
 
 use ringwire::{
-    CloseCode, CloseReason, Connection, Handler, HttpResponse, Message, PreparedMessage, SendStatus, Upgrade,
+    CloseCode, CloseReason, Connection, Handler, HttpResponse, Message, PreparedMessage, PublishStatus,
+    SendStatus, Upgrade,
     protocol::{HttpRequest, UpgradeRequest},
 };
 
 use crate::{
     content::Content,
-    model::{Model, Observed},
+    model::{Model, NOBODY, Observed},
     plan::Plan,
+    publications::{CONFLATING, topic_name},
     random::Random,
 };
 
 /// A panic that is part of the plan: it is not printed.
 pub(crate) struct Deliberate;
 
+/// Subscriptions of one connection.
+pub(crate) const TOPICS_MAX: usize = 4;
 /// A reason that does not fit into a close frame.
 const TOO_LONG: &str = "a reason of more than a hundred and twenty-three bytes, to be cut in the middle of \
                         a character: \u{df}\u{df}\u{df}\u{df}\u{df}\u{df}\u{df}\u{df}\u{df}\u{df}\u{df}";
@@ -31,6 +35,8 @@ pub(crate) struct Shared {
     pub(crate) plan: Rc<Plan>,
     pub(crate) random: Rc<Random>,
     pub(crate) model: Rc<RefCell<Model>>,
+    /// Handlers and clients do nothing of their own accord any more.
+    pub(crate) is_calm: Rc<Cell<bool>>,
     /// Sessions that have not been dropped.
     pub(crate) sessions: Rc<Cell<usize>>,
 }
@@ -88,12 +94,27 @@ impl Shared {
     pub(crate) fn act(&self, connection: &mut Connection<'_, Session>, urge: usize) {
         let (random, odds) = (&self.random, &self.plan.odds);
         let peer = connection.session().peer;
+        if self.is_calm.get() {
+            return;
+        }
         if random.chance(odds.send * urge) {
             for _ in 0..random.within(1, 3) {
                 let content =
                     Content::random(random, self.plan.message_bytes(random, self.plan.sent_bytes_max));
                 let _ = self.send(connection, content.message(), content);
             }
+        }
+        if random.chance(odds.subscribe) {
+            self.subscribe(connection);
+        }
+        if random.chance(odds.publish) {
+            for _ in 0..random.within(1, 4) {
+                let _ = self.publish(connection, *random.one_of(&self.plan.topics));
+            }
+        }
+        if random.chance(odds.storm) {
+            // As long as somebody subscribes.
+            let _ = (0..1100).all(|_| self.publish(connection, CONFLATING) == PublishStatus::Published);
         }
         if random.chance(odds.user_ping) {
             for _ in 0..if random.chance(odds.ping_flood) { 50 } else { 1 } {
@@ -120,6 +141,41 @@ impl Shared {
         self.panic(peer);
     }
 
+    fn subscribe(&self, connection: &mut Connection<'_, Session>) {
+        let (peer, topic) = (connection.session().peer, *self.random.one_of(&self.plan.topics));
+        if self.random.chance(30) {
+            connection.unsubscribe(&topic_name(topic));
+            return self.model.borrow_mut().unsubscribes(peer, topic);
+        }
+        let outcome = connection.subscribe(&topic_name(topic));
+        let is_open = connection.is_open();
+        self.model.borrow_mut().subscribes(peer, topic, is_open, TOPICS_MAX, outcome);
+        let forbidden = connection.subscribe("forbidden");
+        self.model.borrow_mut().check(peer, forbidden.is_err(), "the handler has a say in subscriptions");
+    }
+
+    fn publish(&self, connection: &mut Connection<'_, Session>, topic: usize) -> PublishStatus {
+        let (random, shard) = (&self.random, connection.id().shard());
+        let peer = connection.session().peer;
+        let length = 16 + self.plan.message_bytes(random, if topic == CONFLATING { 300 } else { 20_000 });
+        let payload = self.model.borrow().next_publication(length);
+        // Values of different shards would replace each other in an order that no model knows.
+        let key = (shard * 4 + random.below(4)) as u64;
+        let name = topic_name(topic);
+        let (status, excluded) = match random.below(2) {
+            _ if topic == CONFLATING => (connection.publish_keyed(&name, key, &payload), Some(peer)),
+            0 => (connection.publish(&name, &payload), Some(peer)),
+            _ => (connection.publish_to_all(&name, &payload), None),
+        };
+        self.model.borrow_mut().published(shard, topic, key, excluded, length, status);
+        status
+    }
+
+    /// The handler returns: what it did to subscriptions takes effect.
+    pub(crate) fn returns(&self, connection: &Connection<'_, Session>) {
+        self.model.borrow_mut().returned(connection.session().peer, connection.is_open());
+    }
+
     /// Pauses or resumes receipt, or both in a row.
     pub(crate) fn pause(&self, connection: &mut Connection<'_, Session>) {
         let peer = connection.session().peer;
@@ -142,6 +198,7 @@ impl Shared {
         record.causes.push(code);
         record.paused = false;
         record.must_close = record.opened > 0;
+        model.returned(peer, false);
     }
 
     /// Panics at random, for this connection's account.
@@ -162,7 +219,7 @@ impl Handler for SimulatedHandler {
         let shared = &self.0;
         let peer = request.path().strip_prefix("/peer/").and_then(|peer| peer.parse().ok());
         let Some(peer) = peer else {
-            shared.model.borrow_mut().fail(usize::MAX, format!("a request for {}", request.path()));
+            shared.model.borrow_mut().fail(NOBODY, format!("a request for {}", request.path()));
             return Upgrade::reject(404, "");
         };
         shared.model.borrow_mut().tally.upgrades += 1;
@@ -183,29 +240,43 @@ impl Handler for SimulatedHandler {
         let peer = connection.session().peer;
         self.0.model.borrow_mut().opened(peer);
         self.0.act(connection, 1);
+        self.0.returns(connection);
     }
 
     fn on_message(&mut self, connection: &mut Connection<'_, Session>, message: Message<'_>) {
         let shared = &self.0;
         let peer = connection.session().peer;
         let expected = shared.model.borrow().records[peer].uploads.front().copied();
+        let subscriptions = shared.model.borrow().records[peer].listener.subscriptions();
+        let in_effect = connection.subscriptions() == subscriptions;
+        shared.model.borrow_mut().check(
+            peer,
+            in_effect,
+            "subscriptions are in effect when the handler returns",
+        );
         shared.model.borrow_mut().delivered(peer, message, connection.is_open());
         if let Some(content) = expected.filter(|_| shared.random.chance(shared.plan.odds.echo)) {
             let _ = shared.send(connection, message, content);
         }
         shared.act(connection, 1);
+        shared.returns(connection);
     }
 
     fn on_drain(&mut self, connection: &mut Connection<'_, Session>) {
         let peer = connection.session().peer;
         self.0.model.borrow_mut().drained(peer, connection.outbox_bytes(), connection.is_open());
         self.0.act(connection, 2);
+        self.0.returns(connection);
     }
 
     fn on_close(&mut self, connection: &mut Connection<'_, Session>, reason: &CloseReason) {
         let peer = connection.session().peer;
         self.0.model.borrow_mut().closed(peer, reason, connection.is_open());
         self.0.act(connection, 1);
+    }
+
+    fn allows_subscription(_: &Session, topic: &str) -> bool {
+        topic != "forbidden"
     }
 
     fn on_http(&mut self, _: &HttpRequest<'_>) -> HttpResponse {

@@ -15,13 +15,14 @@ use std::{
 use ringwire::{
     CloseCode, ConnectionId, Counters, Upgrade,
     buffer::{HEADROOM_BYTES, SendBuffer},
-    connection::{Output, Timestamp},
-    shard::{Shard, TICK_MILLIS},
+    connection::{Endpoint, Output, Timestamp},
+    shard::{MeshSeat, Shard, TICK_MILLIS, TopicLimits, TopicRegistry},
 };
 
 use crate::{
-    handler::{Session, Shared, SimulatedHandler},
+    handler::{Session, Shared, SimulatedHandler, TOPICS_MAX},
     network::Link,
+    plan::topic_rules,
 };
 
 /// An upgrade that is decided later.
@@ -33,6 +34,15 @@ pub(crate) struct Host {
     pub(crate) deferred: Vec<(ConnectionId, Decision)>,
     pub(crate) counters: Arc<Counters>,
     shared: Shared,
+    index: usize,
+    /// Something has happened here since the last turn ended.
+    pub(crate) turn_open: bool,
+    /// Another shard has something for this one.
+    pub(crate) rung: bool,
+    /// Topics that gather, and until when.
+    windows: Vec<(u32, Timestamp)>,
+    /// Grows with everything that happens.
+    pub(crate) activity: u64,
     /// How often the wheel has been moved on.
     ticks: u64,
 }
@@ -54,7 +64,13 @@ pub(crate) struct Transport {
 const DIRECT_SEND_BYTES_MIN: usize = 8 * 1024;
 
 impl Host {
-    pub(crate) fn new(index: usize, shared: &Shared, now: Timestamp) -> Self {
+    pub(crate) fn new(
+        index: usize,
+        shared: &Shared,
+        seat: MeshSeat,
+        registry: &Arc<TopicRegistry>,
+        now: Timestamp,
+    ) -> Self {
         let counters = Arc::new(Counters::default());
         let shard = Shard::new(
             index as u16,
@@ -65,8 +81,22 @@ impl Host {
             shared.random.bits(),
             now,
         );
+        let limits = TopicLimits { name_bytes_max: 20, topics_max: TOPICS_MAX };
+        let shard = shard.joined(seat, Arc::clone(registry), topic_rules(), limits);
         let ticks = now.as_millis() / TICK_MILLIS;
-        Self { shard, transports: Vec::new(), deferred: Vec::new(), counters, shared: shared.clone(), ticks }
+        Self {
+            shard,
+            transports: Vec::new(),
+            deferred: Vec::new(),
+            counters,
+            shared: shared.clone(),
+            index,
+            turn_open: false,
+            rung: false,
+            windows: Vec::new(),
+            activity: 0,
+            ticks,
+        }
     }
 
     /// A client connects.
@@ -92,9 +122,31 @@ impl Host {
         }
     }
 
+    /// The turn ends: what was published leaves, and what came from other shards is taken in. Answers whom to
+    /// wake.
+    pub(crate) fn end_turn(&mut self, now: Timestamp) -> Vec<usize> {
+        if self.shard.has_mesh_input() {
+            self.activity += 1;
+            self.shard.handle_mesh(now);
+        }
+        let waits = self.shard.flush_topics();
+        self.shared.model.borrow_mut().turn_ended(self.index);
+        let woken: Vec<usize> = std::iter::from_fn(|| self.shard.poll_wake()).collect();
+        while let Some((topic, window)) = self.shard.poll_window() {
+            self.windows.push((topic, now.after(window)));
+        }
+        self.carry_out(None);
+        self.observe_all();
+        self.rung = false;
+        // More than a turn's worth, or no room on the way to another shard: once again.
+        self.turn_open = waits || self.shard.has_mesh_input();
+        woken
+    }
+
     /// Runs a transport that was woken, as a scheduler does some time or other.
     pub(crate) fn run_woken(&mut self, links: &mut [Link]) -> bool {
         let Some(at) = self.transports.iter().position(|transport| transport.woken) else { return false };
+        self.activity += 1;
         self.turn(at, links);
         true
     }
@@ -157,7 +209,7 @@ impl Host {
         self.shared.model.borrow().narrate(|| format!("client {peer}: {received} bytes are received"));
         self.shared.model.borrow_mut().tally.bytes_received += received as u64;
         let relayed = self.shard.handle_received(id, input, now);
-        self.observe(at);
+        self.observe_all();
         let Some(range) = relayed else { return };
         let frame = &input[range];
         let bytes = if self.shared.random.chance(20) { 0 } else { self.shared.random.share(frame.len()) };
@@ -167,7 +219,7 @@ impl Host {
     }
 
     /// A decision that took its time is made.
-    pub(crate) fn decide(&mut self, links: &mut [Link], now: Timestamp) {
+    pub(crate) fn decide(&mut self, now: Timestamp) {
         if self.deferred.is_empty() || self.shared.random.chance(self.shared.plan.odds.never_decide) {
             return;
         }
@@ -178,19 +230,24 @@ impl Host {
         };
         self.shard.handle_upgrade(id, upgrade, now);
         self.carry_out(None);
-        self.observe_all(links);
+        self.observe_all();
     }
 
-    pub(crate) fn tick(&mut self, links: &mut [Link], now: Timestamp) {
+    pub(crate) fn tick(&mut self, now: Timestamp) {
         self.shard.handle_tick(now);
         self.carry_out(None);
-        self.observe_all(links);
+        self.observe_all();
+        for (topic, _) in self.windows.extract_if(.., |(_, until)| *until <= now) {
+            self.shard.close_window(topic);
+            self.turn_open = true;
+        }
         let ticks = now.as_millis() / TICK_MILLIS;
         if std::mem::replace(&mut self.ticks, ticks) == ticks {
             return;
         }
         let ticked = Timestamp::from_millis(ticks * TICK_MILLIS);
-        for transport in &self.transports {
+        // Who was woken sets a timer when it runs.
+        for transport in self.transports.iter().filter(|transport| !transport.woken) {
             let Some(endpoint) = self.shard.endpoint(transport.id) else { continue };
             let due = endpoint.deadline(&self.shared.plan.settings) <= ticked;
             self.shared.model.borrow_mut().check(transport.peer, !due, "a deadline passes unnoticed");
@@ -198,7 +255,7 @@ impl Host {
     }
 
     /// Somebody who holds a handle to the connection does something with it.
-    pub(crate) fn reach_in(&mut self, at: usize, links: &mut [Link], now: Timestamp) {
+    pub(crate) fn reach_in(&mut self, at: usize, now: Timestamp) {
         let Transport { id, peer, .. } = self.transports[at];
         let shared = self.shared.clone();
         let record_is_open = {
@@ -210,29 +267,30 @@ impl Host {
                 shared.pause(connection);
             }
             shared.act(connection, 3);
+            shared.returns(connection);
         });
         let agrees = reached.is_ok() == record_is_open;
         shared.model.borrow_mut().check(peer, agrees, "a handle reaches a connection until on_close");
         self.carry_out(None);
-        self.observe_all(links);
+        self.observe_all();
     }
 
-    pub(crate) fn close_all(&mut self, links: &mut [Link], code: CloseCode, now: Timestamp) {
+    pub(crate) fn close_all(&mut self, code: CloseCode, now: Timestamp) {
         for transport in &self.transports {
             self.shared.note_close(transport.peer, code);
         }
         self.shard.close_all(code, "everybody", now);
         self.carry_out(None);
-        self.observe_all(links);
+        self.observe_all();
     }
 
-    pub(crate) fn abort_all(&mut self, links: &mut [Link]) {
+    pub(crate) fn abort_all(&mut self) {
         for transport in &self.transports {
             self.shared.note_close(transport.peer, CloseCode::ABNORMAL);
         }
         self.shard.abort_all("everybody out");
         self.carry_out(None);
-        self.observe_all(links);
+        self.observe_all();
     }
 
     pub(crate) fn shrink(&mut self) {
@@ -244,7 +302,8 @@ impl Host {
 
     /// What follows a completion: the task goes on with its turn.
     fn after(&mut self, at: usize, links: &mut [Link]) {
-        self.observe(at);
+        self.activity += 1;
+        self.observe_all();
         self.carry_out(Some(self.transports[at].id));
         if self.shared.random.chance(90) {
             self.turn(at, links);
@@ -292,7 +351,7 @@ impl Host {
                     }
                     let peer = self.transports[at].peer;
                     self.shared.model.borrow_mut().check(peer, idle, "one buffer is in flight at most");
-                    self.observe(at);
+                    self.observe_all();
                     self.carry_out(Some(id));
                 }
             }
@@ -321,9 +380,11 @@ impl Host {
 
     /// Wakes who has something to do, and takes the futures.
     fn carry_out(&mut self, current: Option<ConnectionId>) {
+        self.turn_open = true;
         while let Some(id) = self.shard.poll_dirty() {
             if let Some(transport) = self.transports.iter_mut().find(|transport| transport.id == id) {
                 transport.woken |= current != Some(id);
+                self.activity += 1;
             }
         }
         while let Some(mut future) = self.shard.poll_spawned() {
@@ -352,14 +413,27 @@ impl Host {
     fn observe(&mut self, at: usize) {
         let Transport { id, peer, .. } = self.transports[at];
         if let Some(endpoint) = self.shard.endpoint(id) {
-            self.shared.model.borrow_mut().observe(peer, endpoint.outbox().bytes(), endpoint.is_open());
+            self.shared.model.borrow_mut().observe(peer, endpoint);
         }
     }
 
-    fn observe_all(&mut self, _: &[Link]) {
+    fn observe_all(&mut self) {
         for at in 0..self.transports.len() {
             self.observe(at);
         }
+    }
+
+    /// The connections that messages can be sent to, each with its client.
+    pub(crate) fn open_connections(&self) -> impl Iterator<Item = (&Endpoint, usize)> {
+        self.transports.iter().filter_map(|transport| {
+            let endpoint = self.shard.endpoint(transport.id).filter(|endpoint| endpoint.is_open())?;
+            Some((endpoint, transport.peer))
+        })
+    }
+
+    /// Something has come from another shard, and this one was not woken for it.
+    pub(crate) fn oversleeps(&self) -> bool {
+        self.shard.has_mesh_input() && !self.rung && !self.turn_open
     }
 
     /// Nobody waits for something that nobody will do.

@@ -15,7 +15,9 @@ mod host;
 mod model;
 mod network;
 mod plan;
+mod publications;
 mod random;
+mod scenarios;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};

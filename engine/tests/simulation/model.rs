@@ -7,16 +7,20 @@ use std::collections::{HashMap, VecDeque};
 
 use ringwire::{
     CloseCode, CloseReason, Initiator, OutboxFull, SendStatus,
-    connection::{OutboxLimits, Settings, Timestamp},
+    connection::{Endpoint, OutboxLimits, Settings, Timestamp},
     protocol::frame::frame_bytes,
 };
 
-use crate::content::Content;
+use crate::{
+    content::Content,
+    publications::{Listener, Publications},
+};
 
 /// Everything that is known about what should be.
 #[derive(Debug)]
 pub(crate) struct Model {
     pub(crate) records: Vec<Record>,
+    pub(crate) publications: Publications,
     pub(crate) tally: Tally,
     pub(crate) failures: Vec<String>,
     pub(crate) now: Timestamp,
@@ -45,8 +49,6 @@ pub(crate) struct Record {
     pub(crate) must_close: bool,
     /// When the last message in either direction was queued or delivered.
     pub(crate) last_message: Timestamp,
-    /// The outbox was given up because it was full.
-    pub(crate) given_up: bool,
     /// The codes that this side may have closed with.
     pub(crate) causes: Vec<CloseCode>,
     /// The close frame that the client has sent.
@@ -57,6 +59,8 @@ pub(crate) struct Record {
     pub(crate) vanished: bool,
     /// Everything that was queued has been given to the socket.
     pub(crate) flushed: bool,
+    /// What it hears of topics.
+    pub(crate) listener: Listener,
     /// Accepted from the handler, and passed over by what the client heard next.
     pub(crate) skipped: u64,
     /// Refused to the handler although the connection was open.
@@ -91,10 +95,16 @@ pub(crate) struct Tally {
     pub(crate) broken: u64,
     pub(crate) spawned: u64,
     pub(crate) finished: u64,
+    pub(crate) publications: u64,
+    pub(crate) subscriptions: u64,
+    /// Publications that clients heard.
+    pub(crate) heard: u64,
     /// How often each reason of this side's own was given.
     pub(crate) reasons: HashMap<Box<str>, u64>,
 }
 
+/// In place of a client, where a failure is nobody's own.
+pub(crate) const NOBODY: usize = usize::MAX;
 /// What pings and pongs may add to the limit of an outbox, the close frame included.
 pub(crate) const CONTROL_BYTES_MAX: usize = 4096;
 
@@ -102,6 +112,7 @@ impl Model {
     pub(crate) fn new(settings: Settings, narrates: bool) -> Self {
         Self {
             records: Vec::new(),
+            publications: Publications::default(),
             tally: Tally::default(),
             failures: Vec::new(),
             now: Timestamp::default(),
@@ -110,10 +121,16 @@ impl Model {
         }
     }
 
+    /// A connection whose outbox is full is closed.
+    pub(crate) fn gives_up(&self) -> bool {
+        matches!(self.settings.outbox.full, OutboxFull::Close(_))
+    }
+
     pub(crate) fn fail(&mut self, peer: usize, what: impl Into<String>) {
-        let what = what.into();
-        self.narrate(|| format!("client {peer}: FAILURE: {what}"));
-        self.failures.push(format!("client {peer}: {what}"));
+        let whose = if peer == NOBODY { "the shards".to_owned() } else { format!("client {peer}") };
+        let what = format!("{whose}: {}", what.into());
+        self.narrate(|| format!("FAILURE: {what}"));
+        self.failures.push(what);
     }
 
     pub(crate) fn check(&mut self, peer: usize, holds: bool, what: &str) {
@@ -203,9 +220,8 @@ impl Model {
             dropped > 0 && is_open
         } else if makes_room {
             self.tally.dropped_newest += 1;
-            self.tally.dropped_oldest += dropped - 1;
-            // Then it would not have fitted even so.
-            after + bytes > limits.bytes_max && is_open
+            // Nothing else was dropped for it in vain.
+            dropped == 1 && after == before && is_open
         } else if status != SendStatus::Dropped {
             self.tally.sent += 1;
             record.downloads.push_back(content);
@@ -214,7 +230,6 @@ impl Model {
             after == before + bytes && is_open
         } else if gives_up {
             self.tally.given_up += 1;
-            record.given_up = true;
             record.paused = false;
             record.causes.push(CloseCode::TRY_AGAIN_LATER);
             !is_open
@@ -250,6 +265,8 @@ impl Model {
         record.closed += 1;
         record.paused = false;
         let once = record.closed == 1 && record.opened == 1;
+        self.stops_listening(peer);
+        let record = &mut self.records[peer];
         let explained = match reason.initiator {
             Initiator::Local => {
                 *self.tally.reasons.entry(reason.reason.clone()).or_default() += 1;
@@ -285,7 +302,8 @@ impl Model {
         };
         record.downloads.drain(..=skipped);
         record.skipped += skipped as u64;
-        let drops_oldest = self.settings.outbox.full == OutboxFull::DropOldest;
+        // Some topics make room in this way as well.
+        let drops_oldest = self.settings.outbox.full == OutboxFull::DropOldest || record.listener.ever;
         self.check(
             peer,
             skipped == 0 || drops_oldest,
@@ -313,10 +331,15 @@ impl Model {
         record.congested && is_open && bytes <= self.settings.outbox.bytes_low && !record.skips_pongs
     }
 
-    /// The outbox of a connection was seen to hold `bytes`.
-    pub(crate) fn observe(&mut self, peer: usize, bytes: usize, is_open: bool) {
+    /// The state of a connection was looked at.
+    pub(crate) fn observe(&mut self, peer: usize, endpoint: &Endpoint) {
+        let (bytes, is_open) = (endpoint.outbox().bytes(), endpoint.is_open());
         let limits = self.settings.outbox;
         let record = &mut self.records[peer];
+        if record.listener.ever {
+            // What publications do to the outbox is not seen one by one.
+            record.congested = endpoint.outbox().is_congested();
+        }
         record.skips_pongs |= crowds_out_pongs(bytes, &limits);
         let ignored = record.must_close && is_open;
         self.check(peer, !ignored, "a close or a panic of the handler's ends the connection");

@@ -4,12 +4,15 @@
 use std::time::Duration;
 
 use ringwire::{
-    CloseCode, OutboxFull,
+    CloseCode, Conflation, OutboxFull, TopicRules, TopicSettings,
     connection::{OutboxLimits, Settings, Timeouts},
     protocol::Limits,
 };
 
-use crate::random::Random;
+use crate::{
+    publications::{CONFLATING, TOPICS},
+    random::Random,
+};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -28,6 +31,10 @@ pub(crate) struct Plan {
     pub(crate) uploaded_bytes_max: usize,
     /// Most messages are so large that they are relayed from where they were received.
     pub(crate) is_bulk: bool,
+    /// The topics that are used.
+    pub(crate) topics: Vec<usize>,
+    /// How likely a turn ends behind a step, in percent.
+    pub(crate) turn_ends: usize,
     /// The longest time between two looks at the clock.
     pub(crate) pause_millis_max: usize,
     pub(crate) odds: Odds,
@@ -39,6 +46,10 @@ pub(crate) struct Odds {
     pub(crate) echo: usize,
     pub(crate) send: usize,
     pub(crate) pause: usize,
+    pub(crate) subscribe: usize,
+    pub(crate) publish: usize,
+    /// More publications at once than a ring of the mesh holds.
+    pub(crate) storm: usize,
     pub(crate) user_ping: usize,
     /// Of pings on either side: they come by the dozen.
     pub(crate) ping_flood: usize,
@@ -66,9 +77,9 @@ pub(crate) struct Odds {
 impl Plan {
     pub(crate) fn new(random: &Random) -> Self {
         let settings = settings(random);
-        Self {
+        let mut plan = Self {
             settings,
-            shards: random.within(1, 2),
+            shards: random.within(1, 3),
             connections_max: if random.chance(15) { random.within(1, 3) } else { 100 },
             clients: random.within(1, 6),
             steps: random.within(100, 1000),
@@ -77,8 +88,19 @@ impl Plan {
             uploaded_bytes_max: settings.message.message_bytes_max,
             is_bulk: random.chance(30),
             pause_millis_max: *random.one_of(&[150, 150, 1000, 5000]),
+            topics: (0..random.within(1, TOPICS)).map(|_| random.below(TOPICS)).collect(),
+            turn_ends: *random.one_of(&[100, 60, 20, 3]),
             odds: odds(random),
+        };
+        if plan.odds.storm > 0 {
+            // A full ring is rare enough: there are to be others to notice.
+            plan.shards = 2;
+            plan.topics = vec![CONFLATING, CONFLATING, 0];
+            plan.odds.subscribe = random.within(20, 60);
+            plan.odds.publish = random.within(1, 40);
+            plan.turn_ends = *random.one_of(&[3, 10]);
         }
+        plan
     }
 
     /// The size of a message: mostly small, at times beyond every buffer.
@@ -121,12 +143,33 @@ fn settings(random: &Random) -> Settings {
     }
 }
 
+/// What becomes of subscribers who do not keep up, topic by topic.
+pub(crate) fn topic_rules() -> TopicRules {
+    TopicRules::new(|name| {
+        let mut settings = TopicSettings::default();
+        match name.strip_prefix("topic/").and_then(|topic| topic.parse().ok()) {
+            Some(1) => settings.full = Some(OutboxFull::DropOldest),
+            Some(CONFLATING) => settings.conflation = Conflation::Latest,
+            Some(3) => settings.window = Some(WINDOW),
+            Some(4) => settings.full = Some(OutboxFull::DropNewest),
+            _ => {}
+        }
+        settings
+    })
+}
+
+/// How long publications to some topics are gathered.
+pub(crate) const WINDOW: Duration = Duration::from_millis(30);
+
 fn odds(random: &Random) -> Odds {
     let some = |percent, most| if random.chance(percent) { random.within(1, most) } else { 0 };
     Odds {
         echo: some(70, 100),
         send: some(80, 60),
         pause: some(40, 20),
+        subscribe: some(50, 40),
+        publish: some(50, 50),
+        storm: some(8, 5),
         user_ping: some(30, 20),
         ping_flood: some(30, 50),
         handler_close: some(25, 10),
