@@ -355,12 +355,19 @@ impl<H: Handler> Shard<H> {
 
     /// What the transport of a connection is to do now. The caller polls until it hears [`Output::Idle`].
     pub fn poll_output(&mut self, id: ConnectionId) -> Output {
-        let Some(slot) = find(&mut self.slots, id) else { return Output::Idle };
-        let output = slot.endpoint.poll_output(&mut self.context.corks);
-        if !matches!(output, Output::Send(_)) {
+        loop {
+            let Some(slot) = find(&mut self.slots, id) else { return Output::Idle };
+            let output = slot.endpoint.poll_output(&mut self.context.corks);
+            if matches!(output, Output::Send(_)) {
+                return output;
+            }
             self.settle(id);
+            // What had been kept during a pause may have brought about more.
+            let more = find(&mut self.slots, id).is_some_and(|slot| slot.endpoint.has_output());
+            if !(more && matches!(output, Output::Idle)) {
+                return output;
+            }
         }
-        output
     }
 
     /// The next connection that has output although it was not its turn.
