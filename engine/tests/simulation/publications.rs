@@ -1,7 +1,7 @@
 //! What must be true of topics: who is to hear which publication, and in which order (`docs/order.md`).
 //!
-//! A publication says which one it is. For every listener, topic and publishing shard there is a queue of what
-//! is to come. What *must* come was published while the subscription was in effect; what *may* come was
+//! A publication says which one it is. For every listener, topic and publishing shard a queue has what is to
+//! come. What *must* come was published while the subscription was in effect; what *may* come was
 //! published in a turn that had not ended when the subscription began, or had not been heard when it ended.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
