@@ -1,6 +1,8 @@
 //! Runs one piece of the protocol's hot path a number of times, for a profiler that counts instructions; see
 //! `scripts/instructions.sh`. Without arguments it names the pieces.
 
+#[path = "../benches/protocol/shard.rs"]
+mod shard;
 #[path = "../benches/protocol/workloads.rs"]
 mod workloads;
 

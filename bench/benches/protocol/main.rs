@@ -1,5 +1,6 @@
 //! Times the pieces of the protocol's hot path: `cargo bench -p ringwire-bench`.
 
+mod shard;
 mod workloads;
 
 use std::time::Duration;

@@ -12,6 +12,8 @@ use ringwire::protocol::{
 };
 use ringwire::simd;
 
+use crate::shard::EchoingShard;
+
 /// One piece of work.
 pub(crate) struct Workload {
     /// `group/case`.
@@ -36,6 +38,11 @@ pub(crate) fn all() -> Vec<Workload> {
         workloads.push(decode("text", OpCode::Text, text("aé語🦀", bytes), 1));
         workloads.push(validate(bytes));
     }
+    workloads.push(echo(OpCode::Binary, 20, 1));
+    workloads.push(echo(OpCode::Binary, 20, 16));
+    workloads.push(echo(OpCode::Text, 20, 16));
+    workloads.push(echo(OpCode::Binary, 1024, 1));
+    workloads.push(echo(OpCode::Binary, 16 * 1024, 1));
     workloads.push(relay_header());
     workloads.push(handshake());
     workloads
@@ -86,6 +93,15 @@ fn validate(bytes: usize) -> Workload {
         let mut validator = Utf8Validator::new();
         let valid = validator.feed(black_box(&text)).and_then(|()| validator.finish());
         assert!(valid.is_ok());
+    })
+}
+
+/// A turn of a shard: messages received, handed to the handler, and sent back.
+fn echo(opcode: OpCode, bytes: usize, messages: usize) -> Workload {
+    let mut shard = EchoingShard::new(REQUEST, opcode, &vec![b'.'; bytes], messages);
+    let kind = if opcode == OpCode::Text { "text" } else { "binary" };
+    workload(format!("echo/{kind}-{bytes}x{messages}"), bytes * messages, move || {
+        assert!(black_box(shard.run()) > bytes * messages);
     })
 }
 
