@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
+    buffer::HEADROOM_BYTES,
     connection::{Initiator, OutboxFull, OutboxLimits, Timeouts},
     protocol::{
         CloseCode, Limits,
