@@ -324,14 +324,21 @@ impl Outbox {
         self.write_frame(opcode, payload, bytes, corks);
     }
 
+    #[inline]
     fn write_frame(&mut self, opcode: OpCode, payload: &[u8], bytes: usize, corks: &mut CorkPool) {
-        if let Some(entry) = self.queue.back_mut().filter(|entry| entry.content == Content::Frames)
+        if let Some(entry) = self.queue.back_mut()
+            && matches!(entry.content, Content::Frames)
             && let Some(cork) = entry.buffer.cork()
             && cork.len() + bytes <= COALESCED_BYTES_MAX
         {
             append_frame(cork, opcode, payload);
-            return;
+        } else {
+            self.begin_cork(opcode, payload, bytes, corks);
         }
+    }
+
+    #[inline(never)]
+    fn begin_cork(&mut self, opcode: OpCode, payload: &[u8], bytes: usize, corks: &mut CorkPool) {
         let mut cork = if payload.len() <= CORKED_PAYLOAD_BYTES_MAX {
             corks.take(bytes)
         } else {

@@ -129,13 +129,32 @@ impl Decoder {
     /// The first violation of the protocol or of `limits`. Items found in earlier calls stand.
     #[inline]
     pub fn decode(&mut self, input: &mut [u8], limits: &Limits) -> Result<Decoded, ProtocolError> {
-        if self.stage == Stage::Header
-            && self.message.is_none()
-            && let Some(frame) = SmallFrame::find(input, self.role, limits)
-        {
-            return self.take_small_frame(frame, input);
+        let Some((kind, payload)) = self.decode_whole(input, limits) else {
+            return self.decode_any(input, limits);
+        };
+        if kind == MessageKind::Text && !is_utf8(&input[payload.clone()]) {
+            self.stage = Stage::Finished;
+            return Err(ProtocolError::InvalidUtf8);
         }
-        self.decode_any(input, limits)
+        Ok(Decoded { consumed: payload.end, item: Some(Item::Message { kind, payload }) })
+    }
+
+    /// Takes a message of one frame that lies wholly at the start of `input`, as nearly all do, unmasking it
+    /// in place. Its text is left to be checked, and everything else to [`decode`](Self::decode).
+    #[inline(always)]
+    pub(crate) fn decode_whole(
+        &mut self,
+        input: &mut [u8],
+        limits: &Limits,
+    ) -> Option<(MessageKind, Range<usize>)> {
+        if self.stage != Stage::Header || self.message.is_some() {
+            return None;
+        }
+        let SmallFrame { kind, mask, payload } = SmallFrame::find(input, self.role, limits)?;
+        if self.role == Role::Server {
+            simd::unmask(input.get_mut(payload.clone())?, mask, 0);
+        }
+        Some((kind, payload))
     }
 
     /// Whether a message has begun and not ended.
@@ -148,27 +167,6 @@ impl Decoder {
     #[inline]
     pub const fn remaining_payload(&self) -> u64 {
         self.remaining
-    }
-
-    #[inline]
-    fn take_small_frame(&mut self, frame: SmallFrame, input: &mut [u8]) -> Result<Decoded, ProtocolError> {
-        let SmallFrame { kind, mask, payload } = frame;
-        let consumed = payload.end;
-        let bytes = input.get_mut(payload.clone()).unwrap_or_default();
-        let is_valid = match (kind, self.role) {
-            (MessageKind::Text, Role::Server) => simd::unmask_text(bytes, mask, 0) || is_utf8(bytes),
-            (MessageKind::Text, Role::Client) => is_utf8(bytes),
-            (MessageKind::Binary, Role::Server) => {
-                simd::unmask(bytes, mask, 0);
-                true
-            }
-            (MessageKind::Binary, Role::Client) => true,
-        };
-        if !is_valid {
-            self.stage = Stage::Finished;
-            return Err(ProtocolError::InvalidUtf8);
-        }
-        Ok(Decoded { consumed, item: Some(Item::Message { kind, payload }) })
     }
 
     #[inline(never)]

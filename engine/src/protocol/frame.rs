@@ -13,21 +13,21 @@ pub const HEADER_BYTES_MAX: usize = 14;
 /// The longest payload a control frame can have (RFC 6455 section 5.5).
 pub const CONTROL_PAYLOAD_BYTES_MAX: usize = 125;
 
-/// What a frame is for (RFC 6455 section 5.2).
+/// What a frame is for, by its number on the wire (RFC 6455 section 5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OpCode {
     /// A further fragment of the message in progress.
-    Continuation,
+    Continuation = 0x0,
     /// The first fragment of a text message.
-    Text,
+    Text = 0x1,
     /// The first fragment of a binary message.
-    Binary,
+    Binary = 0x2,
     /// The peer will send nothing more.
-    Close,
+    Close = 0x8,
     /// Asks for a pong with the same payload.
-    Ping,
+    Ping = 0x9,
     /// Answers a ping, or comes unasked as a heartbeat.
-    Pong,
+    Pong = 0xA,
 }
 
 impl OpCode {
@@ -48,14 +48,7 @@ impl OpCode {
     /// The four bits that stand for this opcode on the wire.
     #[inline]
     pub const fn bits(self) -> u8 {
-        match self {
-            Self::Continuation => 0x0,
-            Self::Text => 0x1,
-            Self::Binary => 0x2,
-            Self::Close => 0x8,
-            Self::Ping => 0x9,
-            Self::Pong => 0xA,
-        }
+        self as u8
     }
 
     /// Whether this is a close, a ping or a pong.
@@ -198,9 +191,20 @@ impl FrameHeader {
 /// Appends one whole, unmasked frame: what a server sends.
 #[inline]
 pub fn append_frame(out: &mut Vec<u8>, opcode: OpCode, payload: &[u8]) {
-    let (header, header_bytes) = encoded_header(opcode, None, payload.len());
-    out.reserve(header_bytes + payload.len());
-    out.extend_from_slice(&header[..header_bytes]);
+    out.reserve(frame_bytes(payload.len()));
+    let first = FIN_BIT | opcode.bits();
+    // Headers of a constant size are stored without a call.
+    match payload.len() {
+        short @ 0..=125 => out.extend_from_slice(&[first, short as u8]),
+        medium @ 126..=0xFFFF => {
+            let [high, low] = (medium as u16).to_be_bytes();
+            out.extend_from_slice(&[first, LENGTH_IS_16_BIT, high, low]);
+        }
+        _ => {
+            let (header, header_bytes) = encoded_header(opcode, None, payload.len());
+            out.extend_from_slice(&header[..header_bytes]);
+        }
+    }
     out.extend_from_slice(payload);
 }
 

@@ -17,6 +17,7 @@ mod registry;
 mod seat;
 mod topics;
 mod upgrade;
+mod visit;
 mod wheel;
 
 use std::{collections::VecDeque, net::SocketAddr, ops::Range, rc::Weak, sync::Arc};
@@ -255,10 +256,9 @@ impl<H: Handler> Shard<H> {
     /// `sent` bytes of the frame that [`handle_received`](Self::handle_received) named have left, `rest` has
     /// not.
     pub fn handle_relayed(&mut self, id: ConnectionId, sent: usize, rest: &[u8]) {
-        let Some(slot) = find(&mut self.slots, id) else { return };
-        self.context.counters.bytes_sent.add(sent as u64);
-        if slot.endpoint.handle_relayed(sent, rest, &self.context.settings) {
-            self.call(id, |handler, connection| handler.on_drain(connection));
+        if let Some(mut visit) = self.visit(id) {
+            visit.handle_relayed(sent, rest);
+            self.carry_out_intents(id);
             self.settle(id);
         }
     }

@@ -1,7 +1,7 @@
 //! From received bytes to handler calls.
 //!
-//! Every call of user code goes through [`Shard::call`], which catches its panics; what a call brought about
-//! is carried out by [`Shard::settle`] after it has returned.
+//! Every call about a connection goes through [`Visit::call`], which catches its panics; what a call brought
+//! about is carried out by [`Shard::settle`] after it has returned.
 
 use std::{
     ops::Range,
@@ -9,17 +9,13 @@ use std::{
 };
 
 use super::{
-    Connection, ConnectionId, Deciding, Handler, Message, Shard, Upgrade,
-    connection::Lent,
-    find,
+    Connection, ConnectionId, Deciding, Handler, Shard, Upgrade, find,
     upgrade::{Acceptance, Decision},
+    visit::Visit,
 };
 use crate::{
     connection::{Event, Phase, Place},
-    protocol::{
-        CloseCode, HttpRequest, HttpResponse, MessageKind, OpCode, SwitchingProtocols, UpgradeRequest,
-        frame::{append_frame, write_header_before},
-    },
+    protocol::{HttpRequest, HttpResponse, SwitchingProtocols, UpgradeRequest},
 };
 
 /// What became of a request that is being received.
@@ -63,42 +59,8 @@ impl<H: Handler> Shard<H> {
             }
         }
         let mut relay = None;
-        loop {
-            let context = &mut self.context;
-            let slot = find(&mut self.slots, id)?;
-            let event = slot.endpoint.poll_event(
-                input,
-                &mut position,
-                &context.settings,
-                &mut context.corks,
-                context.now,
-            );
-            match event {
-                Some(Event::Message(kind, Place::Input(payload))) => {
-                    let range = self.lend(id, kind, input, payload, relay.is_none());
-                    relay = relay.or(range);
-                }
-                Some(Event::Message(kind, Place::Assembly)) => {
-                    let (mut assembly, start) = slot.endpoint.take_assembly();
-                    let payload = start..assembly.len();
-                    if let Some(range) = self.lend(id, kind, &mut assembly, payload, relay.is_none()) {
-                        self.handle_relayed(id, 0, &assembly[range]);
-                    }
-                }
-                Some(Event::Ping) => context.counters.pings_received.add(1),
-                Some(Event::Pong) => {
-                    context.counters.pongs_received.add(1);
-                    // The next ping may be due before the deadline of this one would have been.
-                    self.wheel.schedule(id.index(), slot.endpoint.deadline(&context.settings));
-                }
-                Some(Event::Closed(error)) => {
-                    if let Some(error) = error {
-                        tracing::debug!(%id, %error, "protocol error");
-                        context.counters.protocol_errors.add(1);
-                    }
-                }
-                None => break,
-            }
+        while self.process_frames(id, input, &mut position, &mut relay) {
+            self.carry_out_intents(id);
         }
         let endpoint = &mut find(&mut self.slots, id)?.endpoint;
         if endpoint.phase() <= Phase::Closing {
@@ -107,62 +69,52 @@ impl<H: Handler> Shard<H> {
         relay
     }
 
-    /// Lends a message to the handler. Answers where the frame stands that the handler made of it in place.
-    fn lend(
+    /// Processes frames until there are none, or a call has left intents: then it answers yes, and is to be
+    /// called again when they have been carried out.
+    fn process_frames(
         &mut self,
         id: ConnectionId,
-        kind: MessageKind,
         input: &mut [u8],
-        payload: Range<usize>,
-        may_relay: bool,
-    ) -> Option<Range<usize>> {
-        let slot = find(&mut self.slots, id)?;
-        let bytes = &input[payload.clone()];
-        let message = match kind {
-            MessageKind::Binary => Message::Binary(bytes),
-            MessageKind::Text => match simdutf8::basic::from_utf8(bytes) {
-                Ok(text) => Message::Text(text),
-                Err(_) => {
-                    let context = &mut self.context;
-                    context.counters.protocol_errors.add(1);
-                    slot.endpoint.fail(
-                        CloseCode::INVALID_PAYLOAD,
-                        "text is not UTF-8",
-                        &mut context.corks,
-                        &context.settings,
-                        context.now,
-                    );
-                    return None;
+        position: &mut usize,
+        relay: &mut Option<Range<usize>>,
+    ) -> bool {
+        let Some(mut visit) = self.visit(id) else { return false };
+        while visit.context.intents.is_empty() {
+            let Visit { slot, context, wheel, .. } = &mut visit;
+            let settings = &context.settings;
+            if let Some((kind, payload)) = slot.endpoint.poll_message(input, position, settings, context.now)
+            {
+                visit.lend(kind, input, payload, relay);
+                continue;
+            }
+            match slot.endpoint.poll_event(input, position, settings, &mut context.corks, context.now) {
+                Some(Event::Message(kind, Place::Input(payload))) => {
+                    visit.lend(kind, input, payload, relay);
                 }
-            },
-        };
-        self.context.counters.messages_received.add(1);
-        if slot.endpoint.phase() != Phase::Open {
-            // RFC 6455 section 1.4: after sending a close frame, what still arrives is discarded.
-            return None;
+                Some(Event::Message(kind, Place::Assembly)) => {
+                    let (mut assembly, start) = slot.endpoint.take_assembly();
+                    let (payload, mut relay) = (start..assembly.len(), None);
+                    visit.lend(kind, &mut assembly, payload, &mut relay);
+                    if let Some(range) = relay {
+                        visit.handle_relayed(0, &assembly[range]);
+                    }
+                }
+                Some(Event::Ping) => context.counters.pings_received.add(1),
+                Some(Event::Pong) => {
+                    context.counters.pongs_received.add(1);
+                    // The next ping may be due before the deadline of this one would have been.
+                    wheel.schedule(id.index(), slot.endpoint.deadline(settings));
+                }
+                Some(Event::Closed(error)) => {
+                    if let Some(error) = error {
+                        tracing::debug!(%id, %error, "protocol error");
+                        context.counters.protocol_errors.add(1);
+                    }
+                }
+                None => return false,
+            }
         }
-        self.context.lent = if may_relay { Lent::new(bytes) } else { Lent::default() };
-        self.call(id, |handler, connection| handler.on_message(connection, message));
-        let opcode = std::mem::take(&mut self.context.lent).relayed?;
-        self.settle_relay(id, opcode, input, payload)
-    }
-
-    fn settle_relay(
-        &mut self,
-        id: ConnectionId,
-        opcode: OpCode,
-        input: &mut [u8],
-        payload: Range<usize>,
-    ) -> Option<Range<usize>> {
-        if let Some(start) = write_header_before(input, payload.start, opcode, payload.len()) {
-            return Some(start..payload.end);
-        }
-        // No room in front: what was kept during a pause can begin with a payload whose header came before
-        // it.
-        let mut frame = Vec::with_capacity(payload.len() + 14);
-        append_frame(&mut frame, opcode, &input[payload]);
-        self.handle_relayed(id, 0, &frame);
-        None
+        true
     }
 
     fn process_request(&mut self, id: ConnectionId, bytes: &[u8]) -> Head {
@@ -265,39 +217,22 @@ impl<H: Handler> Shard<H> {
         HttpResponse::new(500)
     }
 
-    /// Calls user code with the connection lent to it, and carries out what it did to subscriptions. A panic
-    /// ends the connection with 1011.
+    /// Calls user code with the connection lent to it, and carries out what it did to subscriptions.
     pub(super) fn call(
         &mut self,
         id: ConnectionId,
         action: impl FnOnce(&mut H, &mut Connection<'_, H::Session>),
     ) {
-        let Some(slot) = find(&mut self.slots, id) else { return };
-        let Some(session) = &mut slot.session else { return };
-        let handler = &mut self.handler;
-        let mut connection = Connection {
-            id,
-            peer_address: slot.peer_address,
-            endpoint: &mut slot.endpoint,
-            session,
-            context: &mut self.context,
-            local: &self.local,
-            subscriptions: &slot.subscriptions,
-            allows_subscription: H::allows_subscription,
-        };
-        if catch_unwind(AssertUnwindSafe(|| action(handler, &mut connection))).is_err() {
-            tracing::error!(%id, "the handler panicked");
-            let context = &mut self.context;
-            context.counters.handler_panics.add(1);
-            slot.endpoint.fail(
-                CloseCode::INTERNAL_ERROR,
-                "handler failed",
-                &mut context.corks,
-                &context.settings,
-                context.now,
-            );
+        if let Some(mut visit) = self.visit(id) {
+            visit.call(action);
+            self.carry_out_intents(id);
         }
-        self.carry_out_intents(id);
+    }
+
+    pub(super) fn visit(&mut self, id: ConnectionId) -> Option<Visit<'_, H>> {
+        let slot = find(&mut self.slots, id)?;
+        let Self { handler, context, wheel, local, .. } = self;
+        Some(Visit { id, slot, handler, context, wheel, local })
     }
 
     /// Carries out what the last call or event brought about for this connection.

@@ -6,7 +6,7 @@ use super::{Endpoint, Event, Place};
 use crate::{
     buffer::{CorkPool, HEADROOM_BYTES},
     connection::{Settings, Timestamp},
-    protocol::{Item, frame::HEADER_BYTES_MAX},
+    protocol::{Item, MessageKind, frame::HEADER_BYTES_MAX},
 };
 
 /// What an idle connection does not have: bytes left over between two receives.
@@ -61,6 +61,27 @@ impl Endpoint {
             self.partial.as_mut().map(|partial| std::mem::take(&mut partial.carry)).unwrap_or_default();
         self.free_partial();
         kept
+    }
+
+    /// The next message, where it is of one frame and lies wholly in `input` from `position` on, which moves
+    /// past it. Nearly all do; for everything else ask [`poll_event`](Self::poll_event). Text has not been
+    /// checked.
+    #[inline]
+    pub fn poll_message(
+        &mut self,
+        input: &mut [u8],
+        position: &mut usize,
+        settings: &Settings,
+        now: Timestamp,
+    ) -> Option<(MessageKind, Range<usize>)> {
+        if !self.processes_frames() {
+            return None;
+        }
+        let start = *position;
+        let (kind, payload) = self.decoder.decode_whole(input.get_mut(start..)?, &settings.message)?;
+        *position += payload.end;
+        self.last_message = now;
+        Some((kind, start + payload.start..start + payload.end))
     }
 
     /// The next event in `input` from `position` on, which moves past it. `None` when more bytes are needed;

@@ -1,0 +1,114 @@
+//! A visit to one connection: it has been looked up, and its handler can be called any number of times.
+
+use std::{
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use super::{
+    Connection, ConnectionId, Context, Handler, LocalHandle, Message, Slot, TimerWheel,
+    connection::{Lent, RELAYED_BYTES_MIN},
+};
+use crate::protocol::{
+    CloseCode, MessageKind, OpCode,
+    frame::{append_frame, write_header_before},
+};
+
+/// A connection with everything of its shard's that calling its handler takes.
+pub(super) struct Visit<'a, H: Handler> {
+    pub(super) id: ConnectionId,
+    pub(super) slot: &'a mut Slot<H::Session>,
+    pub(super) handler: &'a mut H,
+    pub(super) context: &'a mut Context,
+    pub(super) wheel: &'a mut TimerWheel,
+    pub(super) local: &'a LocalHandle<H::Session>,
+}
+
+impl<H: Handler> Visit<'_, H> {
+    /// Calls user code with the connection lent to it. A panic ends the connection with 1011.
+    pub(super) fn call(&mut self, action: impl FnOnce(&mut H, &mut Connection<'_, H::Session>)) {
+        let Some(session) = &mut self.slot.session else { return };
+        let handler = &mut *self.handler;
+        let mut connection = Connection {
+            id: self.id,
+            peer_address: self.slot.peer_address,
+            endpoint: &mut self.slot.endpoint,
+            session,
+            context: self.context,
+            local: self.local,
+            subscriptions: &self.slot.subscriptions,
+            allows_subscription: H::allows_subscription,
+        };
+        if catch_unwind(AssertUnwindSafe(|| action(handler, &mut connection))).is_err() {
+            tracing::error!(id = %self.id, "the handler panicked");
+            self.context.counters.handler_panics.add(1);
+            self.fail(CloseCode::INTERNAL_ERROR, "handler failed");
+        }
+    }
+
+    /// Lends a message to the handler. If `relay` is empty, the handler can have the message sent from where
+    /// it lies: then `relay` becomes the range of the frame.
+    #[inline]
+    pub(super) fn lend(
+        &mut self,
+        kind: MessageKind,
+        input: &mut [u8],
+        payload: Range<usize>,
+        relay: &mut Option<Range<usize>>,
+    ) {
+        let bytes = &input[payload.clone()];
+        let message = match kind {
+            MessageKind::Binary => Message::Binary(bytes),
+            MessageKind::Text => match simdutf8::basic::from_utf8(bytes) {
+                Ok(text) => Message::Text(text),
+                Err(_) => {
+                    self.context.counters.protocol_errors.add(1);
+                    return self.fail(CloseCode::INVALID_PAYLOAD, "text is not UTF-8");
+                }
+            },
+        };
+        self.context.counters.messages_received.add(1);
+        if !self.slot.endpoint.is_open() {
+            // RFC 6455 section 1.4: after sending a close frame, what still arrives is discarded.
+            return;
+        }
+        if payload.len() < RELAYED_BYTES_MIN || relay.is_some() {
+            return self.call(|handler, connection| handler.on_message(connection, message));
+        }
+        self.context.lent = Lent::new(bytes);
+        self.call(|handler, connection| handler.on_message(connection, message));
+        if let Some(opcode) = std::mem::take(&mut self.context.lent).relayed {
+            *relay = self.settle_relay(opcode, input, payload);
+        }
+    }
+
+    /// `sent` bytes of a relayed frame have left, `rest` has not.
+    pub(super) fn handle_relayed(&mut self, sent: usize, rest: &[u8]) {
+        self.context.counters.bytes_sent.add(sent as u64);
+        if self.slot.endpoint.handle_relayed(sent, rest, &self.context.settings) {
+            self.call(|handler, connection| handler.on_drain(connection));
+        }
+    }
+
+    fn settle_relay(
+        &mut self,
+        opcode: OpCode,
+        input: &mut [u8],
+        payload: Range<usize>,
+    ) -> Option<Range<usize>> {
+        if let Some(start) = write_header_before(input, payload.start, opcode, payload.len()) {
+            return Some(start..payload.end);
+        }
+        // No room in front: what was kept during a pause can begin with a payload whose header came before
+        // it.
+        let mut frame = Vec::with_capacity(payload.len() + 14);
+        append_frame(&mut frame, opcode, &input[payload]);
+        self.handle_relayed(0, &frame);
+        None
+    }
+
+    fn fail(&mut self, code: CloseCode, reason: &str) {
+        let context = &mut *self.context;
+        self.slot.endpoint.fail(code, reason, &mut context.corks, &context.settings, context.now);
+    }
+}
