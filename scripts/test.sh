@@ -16,7 +16,7 @@ clients=(python node tungstenite chromium)
 fuzz_seconds=20
 cargo_fuzz_version=0.13.2
 # Packages that are not members of the workspace: their dependencies stay out of the engine's lock file.
-outside=(engine/fuzz scripts/clients/tungstenite)
+outside=(engine/fuzz scripts/clients/tungstenite bench/peers/{fastwebsockets,tokio-tungstenite,tokio-websockets})
 
 steps=(format build lint test tidy doc loom fuzz)
 for driver in "${drivers[@]}"; do
