@@ -229,7 +229,7 @@ impl Endpoint {
 
     /// `sent` bytes of a relayed frame have left; `rest` has not. Answers whether the outbox fell to its low
     /// mark.
-    pub fn handle_relayed(&mut self, sent: usize, rest: &[u8], settings: &Settings) -> bool {
+    pub fn handle_relayed(&mut self, sent: usize, rest: SendBuffer, settings: &Settings) -> bool {
         self.outbox.sent_directly(sent, rest, &settings.outbox) && self.is_open()
     }
 

@@ -275,13 +275,17 @@ impl Outbox {
     }
 
     /// `bytes` left that had been [reserved](Self::reserve); `rest` is what the socket did not take.
-    pub(super) fn sent_directly(&mut self, bytes: usize, rest: &[u8], limits: &OutboxLimits) -> bool {
+    pub(super) fn sent_directly(
+        &mut self,
+        bytes: usize,
+        mut rest: SendBuffer,
+        limits: &OutboxLimits,
+    ) -> bool {
         if !rest.is_empty() {
-            let mut buffer = SendBuffer::owned(rest.to_vec(), 0);
             if bytes > 0 {
-                buffer.mark_torn();
+                rest.mark_torn();
             }
-            self.queue.push_front(Entry { buffer, content: Content::Frames });
+            self.queue.push_front(Entry { buffer: rest, content: Content::Frames });
         }
         self.note_sent(bytes);
         self.reached_low_mark(limits)
@@ -734,7 +738,7 @@ mod tests {
             assert_eq!(fixture.outbox.reserve(frame.len(), &LIMITS), Ok(SendStatus::Sent));
             assert_eq!(fixture.push(b"behind"), Ok(SendStatus::Sent));
             fixture.received.extend_from_slice(&frame[..sent]);
-            assert!(!fixture.outbox.sent_directly(sent, &frame[sent..], &LIMITS));
+            assert!(!fixture.outbox.sent_directly(sent, SendBuffer::owned(frame.to_vec(), sent), &LIMITS));
             assert_eq!(fixture.outbox.bytes(), 6 - sent + 8);
             let (dropped, _) = fixture.drop_unsent();
             assert_eq!(dropped, if sent == 0 { 2 } else { 1 }, "what has begun to leave stays");
@@ -747,7 +751,7 @@ mod tests {
     fn a_direct_send_reaches_the_low_mark_like_any_other() {
         let mut fixture = Fixture::new(LIMITS);
         assert_eq!(fixture.outbox.reserve(700, &LIMITS), Ok(SendStatus::Backpressure));
-        assert!(!fixture.outbox.sent_directly(499, &[0; 201], &LIMITS));
+        assert!(!fixture.outbox.sent_directly(499, SendBuffer::owned(vec![0; 201], 0), &LIMITS));
         let (_, drained) = fixture.send(1).expect("the rest");
         assert!(drained);
     }

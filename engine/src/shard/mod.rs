@@ -257,7 +257,7 @@ impl<H: Handler> Shard<H> {
     /// not.
     pub fn handle_relayed(&mut self, id: ConnectionId, sent: usize, rest: &[u8]) {
         if let Some(mut visit) = self.visit(id) {
-            visit.handle_relayed(sent, rest);
+            visit.handle_relayed(sent, SendBuffer::owned(rest.to_vec(), 0));
             self.carry_out_intents(id);
             self.settle(id);
         }

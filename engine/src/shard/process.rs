@@ -14,6 +14,7 @@ use super::{
     visit::Visit,
 };
 use crate::{
+    buffer::SendBuffer,
     connection::{Event, Phase, Place},
     protocol::{HttpRequest, HttpResponse, SwitchingProtocols, UpgradeRequest},
 };
@@ -96,7 +97,8 @@ impl<H: Handler> Shard<H> {
                     let (payload, mut relay) = (start..assembly.len(), None);
                     visit.lend(kind, &mut assembly, payload, &mut relay);
                     if let Some(range) = relay {
-                        visit.handle_relayed(0, &assembly[range]);
+                        assembly.truncate(range.end);
+                        visit.handle_relayed(0, SendBuffer::owned(assembly, range.start));
                     }
                 }
                 Some(Event::Ping) => context.counters.pings_received.add(1),

@@ -9,9 +9,12 @@ use super::{
     Connection, ConnectionId, Context, Handler, LocalHandle, Message, Slot, TimerWheel,
     connection::{Lent, RELAYED_BYTES_MIN},
 };
-use crate::protocol::{
-    CloseCode, MessageKind, OpCode,
-    frame::{append_frame, write_header_before},
+use crate::{
+    buffer::SendBuffer,
+    protocol::{
+        CloseCode, MessageKind, OpCode,
+        frame::{append_frame, write_header_before},
+    },
 };
 
 /// A connection with everything of its shard's that calling its handler takes.
@@ -83,7 +86,7 @@ impl<H: Handler> Visit<'_, H> {
     }
 
     /// `sent` bytes of a relayed frame have left, `rest` has not.
-    pub(super) fn handle_relayed(&mut self, sent: usize, rest: &[u8]) {
+    pub(super) fn handle_relayed(&mut self, sent: usize, rest: SendBuffer) {
         self.context.counters.bytes_sent.add(sent as u64);
         if self.slot.endpoint.handle_relayed(sent, rest, &self.context.settings) {
             self.call(|handler, connection| handler.on_drain(connection));
@@ -103,7 +106,7 @@ impl<H: Handler> Visit<'_, H> {
         // it.
         let mut frame = Vec::with_capacity(payload.len() + 14);
         append_frame(&mut frame, opcode, &input[payload]);
-        self.handle_relayed(0, &frame);
+        self.handle_relayed(0, SendBuffer::owned(frame, 0));
         None
     }
 

@@ -573,7 +573,7 @@ fn a_message_is_relayed_only_past_an_idle_outbox() {
     let mut fixture = Fixture::open();
     assert_eq!(fixture.endpoint.reserve_relay(5000, &SETTINGS), Some(SendStatus::Sent));
     assert_eq!(fixture.endpoint.outbox().bytes(), 5004);
-    assert!(!fixture.endpoint.handle_relayed(5004, &[], &SETTINGS));
+    assert!(!fixture.endpoint.handle_relayed(5004, SendBuffer::owned(Vec::new(), 0), &SETTINGS));
 
     assert_eq!(fixture.send(b"queued"), Ok(SendStatus::Sent));
     assert_eq!(fixture.endpoint.reserve_relay(5000, &SETTINGS), None, "something is queued");
@@ -591,7 +591,7 @@ fn a_relay_that_drains_a_closing_connection_tells_nobody() {
     let mut fixture = Fixture::open();
     assert_eq!(fixture.endpoint.reserve_relay(40_000, &SETTINGS), Some(SendStatus::Backpressure));
     fixture.close(CloseCode::NORMAL, "");
-    assert!(!fixture.endpoint.handle_relayed(40_004, &[], &SETTINGS));
+    assert!(!fixture.endpoint.handle_relayed(40_004, SendBuffer::owned(Vec::new(), 0), &SETTINGS));
     assert_eq!(fixture.told(), [Told::Send(server_frame(OpCode::Close, NORMAL))]);
 }
 
