@@ -1,21 +1,33 @@
-//! The pool of cork buffers: small frames bound for one connection are written one after the other into such
-//! a buffer and leave in one send.
+//! The pool of buffers that frames and messages are put together in: small frames bound for one connection
+//! are written one after the other into a *cork* buffer and leave in one send; a message in pieces, or a
+//! frame of some size, gets a *large* one.
 //!
-//! Invariant: every pooled buffer is empty and holds between `CORK_BYTES` and `CORK_BYTES_MAX` of capacity.
+//! Invariants: every pooled buffer is empty; cork buffers hold between `CORK_BYTES` and `CORK_BYTES_MAX` of
+//! capacity, large ones more; the large ones together hold at most `LARGE_BYTES_MAX`.
 
 /// Capacity of a new cork buffer.
 const CORK_BYTES: usize = 2048;
-/// A buffer that has grown beyond this is given back to the allocator.
+/// A buffer that has grown beyond this is a large one.
 const CORK_BYTES_MAX: usize = 32 * 1024;
-/// How many idle buffers a pool keeps.
+/// How many idle cork buffers a pool keeps.
 const IDLE_MAX: usize = 1024;
+/// How much memory idle large buffers keep. Fresh memory costs a page fault for every 4 KiB, which is a fifth
+/// of what it takes to echo a message of 1 MiB.
+const LARGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// Recycles cork buffers, so that sending a message allocates nothing.
+/// Recycles buffers, so that sending a message allocates nothing.
 #[derive(Debug, Default)]
 pub struct CorkPool {
-    idle: Vec<Vec<u8>>,
-    /// The fewest idle buffers since the pool was last shrunk: those have not been needed.
-    idle_min: usize,
+    corks: Idle,
+    large: Idle,
+    large_bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Idle {
+    buffers: Vec<Vec<u8>>,
+    /// The fewest buffers since the pool was last shrunk: those have not been needed.
+    fewest: usize,
 }
 
 impl CorkPool {
@@ -28,26 +40,63 @@ impl CorkPool {
     /// An empty buffer with room for at least `bytes`.
     #[must_use]
     pub fn take(&mut self, bytes: usize) -> Vec<u8> {
-        let mut buffer = self.idle.pop().unwrap_or_else(|| Vec::with_capacity(CORK_BYTES.max(bytes)));
-        self.idle_min = self.idle_min.min(self.idle.len());
+        if bytes > CORK_BYTES_MAX {
+            return self.take_large(bytes);
+        }
+        let mut buffer =
+            self.corks.take(|_| true).unwrap_or_else(|| Vec::with_capacity(CORK_BYTES.max(bytes)));
         buffer.reserve(bytes);
         buffer
     }
 
     /// Takes a buffer back.
     pub fn give(&mut self, mut buffer: Vec<u8>) {
-        if self.idle.len() < IDLE_MAX && (CORK_BYTES..=CORK_BYTES_MAX).contains(&buffer.capacity()) {
-            buffer.clear();
-            self.idle.push(buffer);
+        buffer.clear();
+        match buffer.capacity() {
+            CORK_BYTES..=CORK_BYTES_MAX if self.corks.buffers.len() < IDLE_MAX => {
+                self.corks.buffers.push(buffer);
+            }
+            large if large > CORK_BYTES_MAX && self.large_bytes + large <= LARGE_BYTES_MAX => {
+                self.large_bytes += large;
+                self.large.buffers.push(buffer);
+            }
+            _ => {}
         }
     }
 
     /// Frees half of the buffers that have been idle since the last call; to be called now and then.
     pub fn shrink(&mut self) {
-        self.idle.truncate(self.idle.len() - self.idle_min.div_ceil(2));
-        self.idle_min = self.idle.len();
-        if self.idle.is_empty() {
-            self.idle.shrink_to_fit();
+        self.corks.shrink();
+        self.large.shrink();
+        self.large_bytes = self.large.buffers.iter().map(Vec::capacity).sum();
+    }
+
+    fn take_large(&mut self, bytes: usize) -> Vec<u8> {
+        match self.large.take(|buffer| buffer.capacity() >= bytes) {
+            Some(buffer) => {
+                self.large_bytes -= buffer.capacity();
+                buffer
+            }
+            None => Vec::with_capacity(bytes),
+        }
+    }
+}
+
+impl Idle {
+    /// The newest that `fits`.
+    #[inline]
+    fn take(&mut self, fits: impl Fn(&Vec<u8>) -> bool) -> Option<Vec<u8>> {
+        let position = self.buffers.iter().rposition(fits)?;
+        let buffer = self.buffers.swap_remove(position);
+        self.fewest = self.fewest.min(self.buffers.len());
+        Some(buffer)
+    }
+
+    fn shrink(&mut self) {
+        self.buffers.truncate(self.buffers.len() - self.fewest.div_ceil(2));
+        self.fewest = self.buffers.len();
+        if self.buffers.is_empty() {
+            self.buffers.shrink_to_fit();
         }
     }
 }
@@ -74,19 +123,29 @@ mod tests {
         let buffers: Vec<_> = (0..10).map(|_| pool.take(10)).collect();
         buffers.into_iter().for_each(|buffer| pool.give(buffer));
         pool.shrink();
-        assert_eq!(pool.idle.len(), 10, "all of them were out");
+        assert_eq!(pool.corks.buffers.len(), 10, "all of them were out");
         let buffers: Vec<_> = (0..6).map(|_| pool.take(10)).collect();
         buffers.into_iter().for_each(|buffer| pool.give(buffer));
         for left in [8, 4, 2, 1, 0] {
             pool.shrink();
-            assert_eq!(pool.idle.len(), left);
+            assert_eq!(pool.corks.buffers.len(), left);
         }
     }
 
     #[test]
-    fn an_outsized_buffer_is_not_kept() {
+    fn large_buffers_are_kept_up_to_their_limit() {
         let mut pool = CorkPool::new();
-        pool.give(Vec::with_capacity(CORK_BYTES_MAX + 1));
-        assert!(pool.idle.is_empty());
+        let (small, large) = (CORK_BYTES_MAX + 1, LARGE_BYTES_MAX / 2);
+        pool.give(Vec::with_capacity(large));
+        pool.give(Vec::with_capacity(large + 1));
+        assert_eq!(pool.large_bytes, large, "no room for the second");
+        let buffer = pool.take(small);
+        assert_eq!((buffer.capacity(), pool.large_bytes), (large, 0));
+        pool.give(Vec::with_capacity(small));
+        assert!(pool.take(large).capacity() >= large, "the one that is there is too small");
+        assert_eq!(pool.large_bytes, small);
+        pool.shrink();
+        pool.shrink();
+        assert_eq!(pool.large_bytes, 0);
     }
 }

@@ -57,8 +57,6 @@ pub struct ConflationKey {
     pub key: u64,
 }
 
-/// Data frames up to this size are copied into a cork buffer; larger ones get a buffer of their own.
-const CORKED_PAYLOAD_BYTES_MAX: usize = 8 * 1024;
 /// Queued buffers are joined into one send up to this size.
 const COALESCED_BYTES_MAX: usize = 16 * 1024;
 /// What control frames may take beyond the limit for data.
@@ -343,11 +341,7 @@ impl Outbox {
 
     #[inline(never)]
     fn begin_cork(&mut self, opcode: OpCode, payload: &[u8], bytes: usize, corks: &mut CorkPool) {
-        let mut cork = if payload.len() <= CORKED_PAYLOAD_BYTES_MAX {
-            corks.take(bytes)
-        } else {
-            Vec::with_capacity(bytes)
-        };
+        let mut cork = corks.take(bytes);
         append_frame(&mut cork, opcode, payload);
         self.push_back(Entry { buffer: SendBuffer::owned(cork, 0), content: Content::Frames });
     }

@@ -99,6 +99,8 @@ impl<H: Handler> Shard<H> {
                     if let Some(range) = relay {
                         assembly.truncate(range.end);
                         visit.handle_relayed(0, SendBuffer::owned(assembly, range.start));
+                    } else {
+                        visit.context.corks.give(assembly);
                     }
                 }
                 Some(Event::Ping) => context.counters.pings_received.add(1),

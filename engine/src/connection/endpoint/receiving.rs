@@ -112,9 +112,9 @@ impl Endpoint {
                     self.last_message = now;
                     return Some(Event::Message(kind, Place::Input(place(payload))));
                 }
-                Some(Item::Part { payload }) => self.assemble(&input[place(payload)]),
+                Some(Item::Part { payload }) => self.assemble(&input[place(payload)], corks),
                 Some(Item::LastPart { kind, payload }) => {
-                    self.assemble(&input[place(payload)]);
+                    self.assemble(&input[place(payload)], corks);
                     self.last_message = now;
                     return Some(Event::Message(kind, Place::Assembly));
                 }
@@ -160,12 +160,12 @@ impl Endpoint {
         answered
     }
 
-    fn assemble(&mut self, payload: &[u8]) {
+    fn assemble(&mut self, payload: &[u8], corks: &mut CorkPool) {
         let remaining = usize::try_from(self.decoder.remaining_payload()).unwrap_or(usize::MAX);
         let assembly = &mut self.partial.get_or_insert_default().assembly;
         if assembly.is_empty() {
-            assembly
-                .reserve(ASSEMBLY_HEADER_BYTES + payload.len() + remaining.min(ASSEMBLY_RESERVED_BYTES_MAX));
+            let expected = payload.len() + remaining.min(ASSEMBLY_RESERVED_BYTES_MAX);
+            *assembly = corks.take(ASSEMBLY_HEADER_BYTES + expected);
             assembly.resize(ASSEMBLY_HEADER_BYTES, 0);
         }
         assembly.extend_from_slice(payload);
