@@ -26,7 +26,7 @@ def draw(folder, table, scenarios):
         if not table.measured(scenario):
             continue
         name = scenario["name"]
-        if scenario["report"] in ("cost", "yardstick"):
+        if scenario["report"] in ("cost", "scheduled", "yardstick"):
             drawn[name] = [bars(folder, table, scenario, report.COST, "server CPU, us per message")]
         elif scenario["report"] == "connect":
             drawn[name] = [bars(folder, table, scenario, report.COST, "server CPU, us per handshake")]

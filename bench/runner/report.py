@@ -204,6 +204,26 @@ def rate_table(table, scenario):
     return lines
 
 
+def scheduled_table(table, scenario):
+    lines = [
+        "| engine | CPU us/delivery | lowest - highest | ratio | deliveries/s | core busy | p50 us | p99 us | client busy |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for engine in table.measured(scenario):
+        costs = table.figures(scenario, engine, COST)
+        lines.append(row(
+            engine.title,
+            number(statistics.median(costs)),
+            f"{number(min(costs))} - {number(max(costs))}",
+            number(table.ratio(scenario, engine, COST), 2),
+            number(table.median(scenario, engine, THROUGHPUT), 0),
+            percent(table.median(scenario, engine, CORE_BUSY)),
+            *(number(table.median(scenario, engine, (*LATENCY, name)), 0) for name in ("p50_us", "p99_us")),
+            percent(table.median(scenario, engine, CLIENT_BUSY)),
+        ))
+    return lines
+
+
 def slow_table(table, scenario):
     lines = [
         "| engine | p50 us | p99 us | p99.9 us | max us | CPU us/delivery | RSS before MiB | RSS highest MiB | slow ones dropped |",
@@ -255,6 +275,7 @@ TABLES = {
     "cost": cost_table,
     "yardstick": cost_table,
     "rate": rate_table,
+    "scheduled": scheduled_table,
     "slow": slow_table,
     "connect": connect_table,
     "idle": idle_table,

@@ -164,7 +164,7 @@ class Session:
         """The engines that can serve the scenario; the others are noted."""
         able = []
         for engine in self.engines:
-            if obstacle := engine.obstacle(scenario["mode"]):
+            if obstacle := engine.obstacle(mode_of(scenario, engine)):
                 self.records.append({"scenario": scenario["name"], "engine": engine.name, "obstacle": obstacle})
             else:
                 able.append(engine)
@@ -209,7 +209,7 @@ class Session:
     def highest_rate(self, scenario, engine):
         """What the shares are shares of: the lower of what the engine and the reference reach in closed loop."""
         for name in (REFERENCE, engine.name):
-            contender = next((e for e in self.engines if e.name == name and not e.obstacle(scenario["mode"])), None)
+            contender = next((e for e in self.engines if e.name == name and not e.obstacle(mode_of(scenario, e))), None)
             if contender and (scenario["name"], name) not in self.rates:
                 result = self.load(scenario | {"load": scenario["calibrate"]}, contender)
                 self.rates[scenario["name"], name] = result["results"]["messages_per_second"]
@@ -220,7 +220,7 @@ class Session:
         """A fresh server, loaded once."""
         port = next(self.ports)
         warm_up, seconds = self.timing_of(scenario)
-        with measure.server(engine.command(scenario["mode"], port), port, self.server_cpus, self.log) as server:
+        with measure.server(engine.command(mode_of(scenario, engine), port), port, self.server_cpus, self.log) as server:
             if scenario["report"] == "yardstick":
                 arguments = [part.format(port=port) for part in scenario["load"]]
                 return measure.yardstick(self.load_test, arguments, server, self.client_cpus)
@@ -272,6 +272,12 @@ class Session:
         skipped = sum("obstacle" in record for record in self.records)
         print(f"{passed} passed, {failed} failed, {skipped} skipped", flush=True)
         return 1 if failed or not passed else 0
+
+
+def mode_of(scenario, engine):
+    """What the engine is to do: the scenario's mode, or what it asks of engines that have no such mode."""
+    mode = scenario["mode"]
+    return mode if mode in engine.start else scenario.get("fallback_mode", mode)
 
 
 def own_arguments():
