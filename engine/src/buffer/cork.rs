@@ -44,7 +44,7 @@ impl CorkPool {
             return self.take_large(bytes);
         }
         let mut buffer =
-            self.corks.take(|_| true).unwrap_or_else(|| Vec::with_capacity(CORK_BYTES.max(bytes)));
+            self.corks.take_newest().unwrap_or_else(|| Vec::with_capacity(CORK_BYTES.max(bytes)));
         buffer.reserve(bytes);
         buffer
     }
@@ -72,7 +72,7 @@ impl CorkPool {
     }
 
     fn take_large(&mut self, bytes: usize) -> Vec<u8> {
-        match self.large.take(|buffer| buffer.capacity() >= bytes) {
+        match self.large.take_fitting(|buffer| buffer.capacity() >= bytes) {
             Some(buffer) => {
                 self.large_bytes -= buffer.capacity();
                 buffer
@@ -83,9 +83,14 @@ impl CorkPool {
 }
 
 impl Idle {
+    fn take_newest(&mut self) -> Option<Vec<u8>> {
+        let buffer = self.buffers.pop()?;
+        self.fewest = self.fewest.min(self.buffers.len());
+        Some(buffer)
+    }
+
     /// The newest that `fits`.
-    #[inline]
-    fn take(&mut self, fits: impl Fn(&Vec<u8>) -> bool) -> Option<Vec<u8>> {
+    fn take_fitting(&mut self, fits: impl Fn(&Vec<u8>) -> bool) -> Option<Vec<u8>> {
         let position = self.buffers.iter().rposition(fits)?;
         let buffer = self.buffers.swap_remove(position);
         self.fewest = self.fewest.min(self.buffers.len());

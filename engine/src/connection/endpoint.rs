@@ -293,6 +293,12 @@ impl Endpoint {
         self.paused = paused && self.is_open();
     }
 
+    /// Receipt was resumed: [`take_resumed`](Self::take_resumed) would say so.
+    #[must_use]
+    pub fn is_resumed(&self) -> bool {
+        self.resumed
+    }
+
     /// Receipt was resumed since the last call: what was [kept](Self::take_kept) is to be processed. A pong
     /// that is still awaited may lie behind it, so the wait for it begins anew.
     pub fn take_resumed(&mut self, settings: &Settings, now: Timestamp) -> bool {

@@ -116,6 +116,13 @@ struct Deciding {
     offered: Vec<String>,
 }
 
+impl<S> Slot<S> {
+    /// Something has happened that [`Shard::settle`] has not carried out yet.
+    fn is_unsettled(&self) -> bool {
+        self.endpoint.is_resumed() || self.endpoint.phase() != self.scheduled
+    }
+}
+
 const _: () = assert!(size_of::<Slot<()>>() <= 320, "what every connection carries");
 
 impl<H: Handler> Shard<H> {
@@ -358,7 +365,7 @@ impl<H: Handler> Shard<H> {
         loop {
             let Some(slot) = find(&mut self.slots, id) else { return Output::Idle };
             let output = slot.endpoint.poll_output(&mut self.context.corks);
-            if matches!(output, Output::Send(_)) {
+            if matches!(output, Output::Send(_)) || !slot.is_unsettled() {
                 return output;
             }
             self.settle(id);

@@ -63,9 +63,11 @@ impl<H: Handler> Shard<H> {
         while self.process_frames(id, input, &mut position, &mut relay) {
             self.carry_out_intents(id);
         }
-        let endpoint = &mut find(&mut self.slots, id)?.endpoint;
-        if endpoint.phase() <= Phase::Closing {
-            endpoint.keep(&input[position..]);
+        if position < input.len() {
+            let endpoint = &mut find(&mut self.slots, id)?.endpoint;
+            if endpoint.phase() <= Phase::Closing {
+                endpoint.keep(&input[position..]);
+            }
         }
         relay
     }
@@ -239,8 +241,15 @@ impl<H: Handler> Shard<H> {
         Some(Visit { id, slot, handler, context, wheel, local })
     }
 
-    /// Carries out what the last call or event brought about for this connection.
+    /// Carries out what the last call or event brought about for this connection: mostly nothing.
+    #[inline]
     pub(super) fn settle(&mut self, id: ConnectionId) {
+        if find(&mut self.slots, id).is_some_and(|slot| slot.is_unsettled()) {
+            self.settle_changes(id);
+        }
+    }
+
+    fn settle_changes(&mut self, id: ConnectionId) {
         loop {
             let Some(slot) = find(&mut self.slots, id) else { return };
             if !slot.endpoint.take_resumed(&self.context.settings, self.context.now) {
