@@ -20,16 +20,19 @@ pub struct Dropped {
 /// Drops the oldest data frames until `excess` bytes have gone, or nothing is left that may be dropped.
 pub(super) fn drop_oldest(queue: &mut VecDeque<Entry>, excess: usize) -> Dropped {
     let mut dropped = Dropped::default();
-    for entry in queue.iter_mut() {
-        if dropped.bytes >= excess {
-            break;
-        }
+    let mut position = 0;
+    // What is behind is not looked at: there may be thousands, and this comes with every message.
+    while dropped.bytes < excess
+        && let Some(entry) = queue.get_mut(position)
+    {
         if entry.content != Content::Response && !entry.buffer.is_torn() {
             drop_from(&mut entry.buffer, excess, &mut dropped);
         }
-    }
-    if dropped.messages > 0 {
-        queue.retain(|entry| !entry.buffer.is_empty());
+        if entry.buffer.is_empty() {
+            queue.remove(position);
+        } else {
+            position += 1;
+        }
     }
     dropped
 }
@@ -46,6 +49,9 @@ pub(super) fn can_drop(queue: &VecDeque<Entry>, excess: usize) -> bool {
         {
             position = frame.end;
             bytes += if is_data { frame.len() } else { 0 };
+        }
+        if bytes >= excess {
+            return true;
         }
     }
     bytes >= excess
