@@ -244,7 +244,10 @@ impl EngineHandle {
 
     fn post(&self, shard: usize, envelope: Envelope) -> Result<(), HandleError> {
         let handle = self.shards.get(shard).ok_or(HandleError::Gone)?;
-        handle.inbox.push(envelope).map_err(|_| HandleError::InboxFull { shard })?;
+        if handle.inbox.push(envelope).is_err() {
+            handle.counters.inbox_refused.add_from_anywhere(1);
+            return Err(HandleError::InboxFull { shard });
+        }
         if handle.mailbox.is_closed() {
             handle.empty_inbox();
             return Err(HandleError::Stopped);

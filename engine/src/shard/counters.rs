@@ -13,6 +13,11 @@ impl Counter {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
     }
 
+    /// Adds `amount` to a count that other threads write, and the shard does not.
+    pub(crate) fn add_from_anywhere(&self, amount: u64) {
+        self.0.fetch_add(amount, Ordering::Relaxed);
+    }
+
     pub(crate) fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);
     }
@@ -94,7 +99,7 @@ counters! {
     pongs_received,
     /// Connections that broke the protocol.
     protocol_errors,
-    /// Panics of the handler; each closed one connection with 1011.
+    /// Panics of the handler, of which each closed one connection with 1011, and of the rules of topics.
     handler_panics,
     /// Messages published by handlers of this shard.
     publications,
@@ -108,6 +113,8 @@ counters! {
     envelopes_sent,
     /// Publications dropped because another shard did not take its envelopes.
     envelopes_refused,
+    /// Publications and requests of other threads that found this shard's inbox full.
+    inbox_refused,
     /// Envelopes received from other shards and threads.
     envelopes_received,
     /// Other shards woken because something was sent to them.

@@ -6,7 +6,7 @@ use ringwire::{CloseCode, Driver, Gone, HandleError, PreparedMessage, SendStatus
 
 use crate::{
     client::{PATIENCE, Received},
-    commands::{Commands, Topics, config},
+    commands::{Commands, Topics, config, subscribe},
     script::Script,
     server::{ended_within, wait_until_empty},
 };
@@ -17,6 +17,7 @@ on_both_drivers!(
     closures_run_on_the_shard_they_name,
     a_panic_in_a_closure_is_counted,
     a_stopped_engine_leaves_nobody_waiting,
+    a_full_inbox_refuses_and_counts,
 );
 
 fn a_connection_is_reached_by_its_id(driver: Driver) {
@@ -104,4 +105,30 @@ fn a_stopped_engine_leaves_nobody_waiting(driver: Driver) {
     });
     let (sent, ran, _) = answers.expect("an answer, or an error");
     assert!(sent.is_err() && ran.is_err(), "{sent:?} {ran:?}");
+}
+
+fn a_full_inbox_refuses_and_counts(driver: Driver) {
+    let topics = Topics::start(config(driver));
+    let handle = &topics.server.handle;
+    let mut clients = [0, 1].map(|shard| topics.connect_on(shard));
+    clients.iter_mut().for_each(|client| subscribe(client, "news"));
+    let (resume, wait) = std::sync::mpsc::channel::<()>();
+    let blocked = handle.run_on(0, move |_: &mut Commands| wait.recv().is_ok()).expect("room");
+    let mut accepted = 0;
+    let refused = loop {
+        // The other shard is to keep up.
+        match handle.publish("news", &accepted.to_string()) {
+            Ok(()) => assert_eq!(clients[1].receive_text(), accepted.to_string()),
+            Err(error) => break error,
+        }
+        accepted += 1;
+    };
+    assert_eq!(refused, HandleError::InboxFull { shard: 0 });
+    assert_eq!(clients[1].receive_text(), accepted.to_string());
+    assert_eq!(topics.server.counters().inbox_refused, 1);
+    resume.send(()).expect("it waits");
+    assert_eq!(blocked.wait(), Ok(true));
+    for number in 0..accepted {
+        assert_eq!(clients[0].receive_text(), number.to_string());
+    }
 }
