@@ -245,7 +245,13 @@ impl<H: Handler> Worker<H> {
     }
 
     async fn close_window(self: Rc<Self>, topic: u32, window: Duration) {
-        monoio::time::sleep(window).await;
+        let mut left = window;
+        // Not longer at a time than a stop may wait for it.
+        while !left.is_zero() && !self.ended.get() {
+            let nap = left.min(Duration::from_millis(TICK_MILLIS));
+            monoio::time::sleep(nap).await;
+            left -= nap;
+        }
         self.begin_turn();
         self.shard.borrow_mut().close_window(topic);
     }
