@@ -51,8 +51,8 @@ pub enum SharedStatus {
 /// What a newer publication replaces an older one by: the topic and the publisher's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConflationKey {
-    /// The topic's number in its shard.
-    pub topic: u32,
+    /// The topic's number in its shard, not used for any other.
+    pub topic: u64,
     /// The key within the topic.
     pub key: u64,
 }
@@ -120,6 +120,13 @@ impl Outbox {
     #[must_use]
     pub fn has_output(&self) -> bool {
         !self.in_flight && (!self.queue.is_empty() || self.pending_pong.is_some())
+    }
+
+    /// Whether `bytes` of data frames could be queued now, older ones being dropped for them if `drops`.
+    #[must_use]
+    pub(crate) fn has_room(&self, bytes: usize, limits: &OutboxLimits, drops: bool) -> bool {
+        let excess = self.bytes.saturating_add(bytes).saturating_sub(limits.bytes_max);
+        excess == 0 || drops && drops::can_drop(&self.queue, excess)
     }
 
     /// Accounts for a data frame of `bytes` that the caller sends past the queue; the caller has seen that it

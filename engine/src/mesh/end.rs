@@ -168,6 +168,18 @@ impl<T> MeshEnd<T> {
         behind.then_some(sent)
     }
 
+    /// How many values have come from shard `from` by now and were not received.
+    #[must_use]
+    pub fn waiting_from(&self, from: usize) -> usize {
+        self.inbound.get(from).and_then(|inbound| inbound.ring.as_ref()).map_or(0, Consumer::slots)
+    }
+
+    /// How many values are in the inbox.
+    #[must_use]
+    pub fn waiting_in_inbox(&self) -> usize {
+        self.inbox.len()
+    }
+
     /// The next value from the inbox.
     pub fn receive_from_inbox(&mut self) -> Option<T> {
         self.inbox.pop()

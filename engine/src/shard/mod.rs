@@ -8,6 +8,7 @@
 
 mod connection;
 mod counters;
+mod deliver;
 mod envelope;
 mod handler;
 mod id;
@@ -152,7 +153,7 @@ impl<H: Handler> Shard<H> {
                 dirty: Vec::new(),
                 spawned: VecDeque::new(),
                 lent: Lent::default(),
-                topics: TopicTable::new(0, TopicRegistry::new(1), TopicRules::default()),
+                topics: TopicTable::new(0, TopicRegistry::new(1), TopicRules::default(), Arc::default()),
                 topic_limits: TopicLimits::default(),
                 intents: Vec::new(),
                 random: seed | 1,
@@ -174,7 +175,8 @@ impl<H: Handler> Shard<H> {
         rules: TopicRules,
         limits: TopicLimits,
     ) -> Self {
-        self.context.topics = TopicTable::new(seat.0.index(), registry, rules);
+        let counters = Arc::clone(&self.context.counters);
+        self.context.topics = TopicTable::new(seat.0.index(), registry, rules, counters);
         self.context.topic_limits = limits;
         self.mesh = seat.0;
         self
@@ -338,9 +340,11 @@ impl<H: Handler> Shard<H> {
         self.due = due;
     }
 
-    /// Closes every connection with `code`; an upgrade in progress is cut off.
+    /// Closes every connection with `code`, behind what has been published so far; an upgrade in progress is
+    /// cut off.
     pub fn close_all(&mut self, code: CloseCode, reason: &str, now: Timestamp) {
         self.context.now = now;
+        self.deliver_all();
         for id in self.ids() {
             let context = &mut self.context;
             let Some(slot) = find(&mut self.slots, id) else { continue };

@@ -6,14 +6,14 @@
 use std::{any::Any, rc::Rc};
 
 use super::{
-    Connection, ConnectionId, Handler, Message, Shard, Slot,
+    Connection, ConnectionId, Handler, Message, Shard,
     envelope::{Envelope, Gone, Publication},
     find,
-    topics::{Conflation, Post, Ready, Route, Subscriber, Subscription},
+    topics::{Post, Subscriber, Subscription},
 };
 use crate::{
     buffer::{LocalFrame, SharedFrame},
-    connection::{ConflationKey, SendStatus, SharedStatus, Timestamp},
+    connection::{SendStatus, SharedStatus, Timestamp},
     protocol::{MessageKind, OpCode, frame::append_frame},
 };
 
@@ -59,8 +59,8 @@ pub(super) enum Intent {
     Unsubscribe(Box<str>),
 }
 
-/// How many envelopes are handled in one turn.
-const ENVELOPES_PER_TURN_MAX: usize = 4096;
+/// How many envelopes of one source are handled in one turn: the others have their turn as well.
+const ENVELOPES_PER_TURN_MAX: usize = 2048;
 
 impl<S> Connection<'_, S> {
     /// Subscribes to a topic. When the handler has returned, the subscription is in effect: this connection
@@ -81,21 +81,42 @@ impl<S> Connection<'_, S> {
         if !(self.allows_subscription)(self.session, topic) {
             return Err(SubscribeError::NotAllowed);
         }
-        let pending = self.context.intents.iter().filter(|intent| matches!(intent, Intent::Subscribe(_)));
-        let known =
-            self.context.topics.find(topic).is_some_and(|index| {
-                self.subscriptions.iter().any(|subscription| subscription.topic == index)
-            });
-        if !known && self.subscriptions.len() + pending.count() >= limits.topics_max {
+        if self.will_subscribe(topic) {
+            return Ok(());
+        }
+        let (mut count, mut ended) = (self.subscriptions.len(), 0);
+        for intent in &self.context.intents {
+            match intent {
+                Intent::Subscribe(_) => count += 1,
+                Intent::Unsubscribe(_) => ended += 1,
+            }
+        }
+        if count - ended >= limits.topics_max {
             return Err(SubscribeError::TooMany { topics_max: limits.topics_max });
         }
         self.context.intents.push(Intent::Subscribe(topic.into()));
         Ok(())
     }
 
+    /// Whether this connection subscribes to a topic when the handler has returned. Invariant: each intent
+    /// changes that.
+    fn will_subscribe(&self, topic: &str) -> bool {
+        for intent in self.context.intents.iter().rev() {
+            match intent {
+                Intent::Subscribe(name) if **name == *topic => return true,
+                Intent::Unsubscribe(name) if **name == *topic => return false,
+                _ => {}
+            }
+        }
+        let index = self.context.topics.find(topic);
+        index.is_some_and(|index| self.subscriptions.iter().any(|entry| entry.topic == index))
+    }
+
     /// Ends a subscription. Publications that have not been queued for this connection yet will not be.
     pub fn unsubscribe(&mut self, topic: &str) {
-        self.context.intents.push(Intent::Unsubscribe(topic.into()));
+        if self.will_subscribe(topic) {
+            self.context.intents.push(Intent::Unsubscribe(topic.into()));
+        }
     }
 
     /// How many topics this connection subscribes to.
@@ -197,18 +218,20 @@ impl<H: Handler> Shard<H> {
     pub fn handle_mesh(&mut self, now: Timestamp) {
         self.context.now = now;
         let mut budget = ENVELOPES_PER_TURN_MAX;
-        while budget > 0
-            && let Some(envelope) = self.pending.pop_front().or_else(|| self.mesh.receive_from_inbox())
-        {
+        loop {
+            // What was taken out before has no place in the inbox any more: it does not pile up.
+            let mut next = self.pending.pop_front();
+            if next.is_none() && budget > 0 {
+                budget -= 1;
+                next = self.mesh.receive_from_inbox();
+            }
+            let Some(envelope) = next else { break };
             self.handle_envelope(envelope, None);
-            budget -= 1;
         }
         for from in 0..self.mesh.shards() {
-            while budget > 0
-                && let Some(envelope) = self.mesh.receive_from(from)
-            {
+            for _ in 0..ENVELOPES_PER_TURN_MAX {
+                let Some(envelope) = self.mesh.receive_from(from) else { break };
                 self.handle_envelope(envelope, Some(from));
-                budget -= 1;
             }
         }
     }
@@ -239,7 +262,15 @@ impl<H: Handler> Shard<H> {
 
     /// A window's time is over: what it gathered leaves with this turn.
     pub fn close_window(&mut self, topic: u32) {
-        self.context.topics.seal(topic);
+        self.context.topics.end_window(topic);
+    }
+
+    /// Delivers what has been published so far, windows or not: it would come too late for connections that
+    /// are closed now.
+    pub(super) fn deliver_all(&mut self) {
+        self.receive_publications();
+        self.context.topics.seal_all();
+        self.deliver_ready();
     }
 
     pub(super) fn carry_out_intents(&mut self, id: ConnectionId) {
@@ -273,7 +304,8 @@ impl<H: Handler> Shard<H> {
         if slot.subscriptions.iter().any(|subscription| subscription.topic == index) {
             return;
         }
-        let subscriber = Subscriber { slot: id.index() as u32, fence };
+        let entry = slot.subscriptions.len() as u32;
+        let subscriber = Subscriber { slot: id.index() as u32, entry, fence };
         let position = self.context.topics.subscribe(index, subscriber);
         slot.subscriptions.push(Subscription { topic: index, position });
         self.context.counters.subscriptions.add(1);
@@ -285,26 +317,32 @@ impl<H: Handler> Shard<H> {
         let found = slot.subscriptions.iter().position(|subscription| subscription.topic == index);
         if let Some(found) = found {
             let subscription = slot.subscriptions.swap_remove(found);
+            if let Some(moved) = slot.subscriptions.get(found) {
+                self.context.topics.move_entry(*moved, found);
+            }
             self.remove_subscriber(subscription);
         }
     }
 
     fn remove_subscriber(&mut self, subscription: Subscription) {
-        let moved = self.context.topics.unsubscribe(subscription);
-        let Some(slot) = moved.and_then(|moved| self.slots.get_mut(moved as usize)) else { return };
-        let topic = subscription.topic;
-        if let Some(entry) = slot.subscriptions.iter_mut().find(|entry| entry.topic == topic) {
-            entry.position = subscription.position;
+        let Some((slot, entry)) = self.context.topics.unsubscribe(subscription) else { return };
+        let Some(slot) = self.slots.get_mut(slot as usize) else { return };
+        if let Some(moved) = slot.subscriptions.get_mut(entry as usize) {
+            debug_assert_eq!(moved.topic, subscription.topic);
+            moved.position = subscription.position;
         }
     }
 
-    /// Takes publications out of the mesh; other envelopes wait for their turn.
+    /// Takes the publications out of the mesh that are there now; other envelopes wait for their turn.
     fn receive_publications(&mut self) {
-        while let Some(envelope) = self.mesh.receive_from_inbox() {
+        // What is added meanwhile is left, or this could go on for ever.
+        for _ in 0..self.mesh.waiting_in_inbox() {
+            let Some(envelope) = self.mesh.receive_from_inbox() else { break };
             self.sort_envelope(envelope, None);
         }
         for from in 0..self.mesh.shards() {
-            while let Some(envelope) = self.mesh.receive_from(from) {
+            for _ in 0..self.mesh.waiting_from(from) {
+                let Some(envelope) = self.mesh.receive_from(from) else { break };
                 self.sort_envelope(envelope, Some(from));
             }
         }
@@ -385,100 +423,4 @@ impl<H: Handler> Shard<H> {
             self.context.topics.lower_fences(index, |from| mesh.received(from));
         }
     }
-
-    fn deliver_ready(&mut self) {
-        while let Some(ready) = self.context.topics.poll_ready() {
-            if ready.route != Route::Here {
-                self.forward(&ready.publication);
-            }
-            if ready.route != Route::Elsewhere {
-                self.deliver(&ready, None);
-            }
-        }
-    }
-
-    fn forward(&mut self, publication: &Publication) {
-        for shard in 0..self.mesh.shards() {
-            if shard == self.mesh.index() || !publication.topic.interests(shard) {
-                continue;
-            }
-            match self.mesh.send(shard, Envelope::Publish(publication.clone())) {
-                Ok(()) => self.context.counters.envelopes_sent.add(1),
-                Err(_) => self.context.counters.envelopes_refused.add(u64::from(publication.count)),
-            }
-        }
-    }
-
-    fn deliver(&mut self, ready: &Ready, from: Option<usize>) {
-        let Self { slots, context, mesh, .. } = self;
-        let Some(topic) = context.topics.topic(ready.topic) else { return };
-        let publication = &ready.publication;
-        let frame = LocalFrame::new(SharedFrame::new(std::sync::Arc::clone(&publication.frames)));
-        let key = match topic.settings.conflation {
-            Conflation::Latest => Some(ConflationKey { topic: ready.topic, key: publication.key }),
-            Conflation::Off => None,
-        };
-        let full = topic.settings.full.unwrap_or(context.settings.outbox.full);
-        let count = topic.subscribers.len();
-        for position in 0..count {
-            let Some(topic) = context.topics.topic(ready.topic) else { return };
-            let Some(subscriber) = topic.subscribers.get(position) else { return };
-            if let (Some(fence), Some(from)) = (&subscriber.fence, from)
-                && fence.get(from).is_some_and(|sent| mesh.received(from) <= *sent)
-            {
-                continue;
-            }
-            let index = subscriber.slot as usize;
-            let Some(slot) = slots.get_mut(index) else { continue };
-            let id = ConnectionId::new(context.shard, index as u32, slot.generation);
-            let own = publication.own.as_ref().filter(|own| own.iter().any(|own| own.publisher == id));
-            let (frame, messages) = match own {
-                None => (&frame, publication.count),
-                Some(own) => {
-                    let Some((rest, messages)) = without_own(publication, own, id) else { continue };
-                    (&LocalFrame::new(SharedFrame::new(rest)), messages)
-                }
-            };
-            let bytes = frame.bytes().len();
-            let was_open = slot.endpoint.is_open();
-            let mut replaced = false;
-            let Slot { endpoint, dirty, .. } = slot;
-            let status = context.queue(endpoint, full, bytes, messages, |endpoint, context| {
-                Ok(match endpoint.send_shared(frame, key, &context.settings)? {
-                    SharedStatus::Queued(status) => status,
-                    SharedStatus::Replaced => {
-                        replaced = true;
-                        SendStatus::Backpressure
-                    }
-                })
-            });
-            context.counters.conflated.add(u64::from(replaced));
-            if status.is_sent() {
-                context.counters.deliveries.add(u64::from(messages));
-            }
-            // One that was given up has a close frame to send, a deadline to set, and perhaps a pause to end.
-            let gave_up = was_open && !endpoint.is_open();
-            if (status.is_sent() || gave_up) && !*dirty {
-                *dirty = true;
-                context.dirty.push(id);
-            }
-        }
-    }
-}
-
-/// The frames of a publication that connection `id` has not published itself.
-fn without_own(
-    publication: &Publication,
-    own: &[super::envelope::OwnFrame],
-    id: ConnectionId,
-) -> Option<(Vec<u8>, u32)> {
-    let mut rest = Vec::with_capacity(publication.frames.len());
-    let (mut position, mut messages) = (0, publication.count);
-    for frame in own.iter().filter(|frame| frame.publisher == id) {
-        rest.extend_from_slice(&publication.frames[position..frame.start]);
-        position = frame.end;
-        messages -= 1;
-    }
-    rest.extend_from_slice(&publication.frames[position..]);
-    (messages > 0).then_some((rest, messages))
 }

@@ -5,19 +5,28 @@
 //! shard only.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::RandomState},
+    hash::BuildHasher,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
 };
 
 /// All topics that anybody uses at the moment.
 #[derive(Debug)]
 pub struct TopicRegistry {
-    topics: Mutex<HashMap<Arc<str>, Arc<TopicInterest>>>,
+    parts: [Mutex<Part>; PARTS],
+    hasher: RandomState,
+    /// How many parts have been swept.
+    swept: AtomicUsize,
     shards: usize,
 }
+
+type Part = HashMap<Arc<str>, Arc<TopicInterest>>;
+
+/// Looking at every entry of a part is to be no long time to wait for its lock, even with a million topics.
+const PARTS: usize = 64;
 
 /// How many subscribers of one topic each shard has.
 #[derive(Debug)]
@@ -30,13 +39,22 @@ impl TopicRegistry {
     /// A registry for an engine of `shards`.
     #[must_use]
     pub fn new(shards: usize) -> Arc<Self> {
-        Arc::new(Self { topics: Mutex::default(), shards })
+        Arc::new(Self {
+            parts: std::array::from_fn(|_| Mutex::default()),
+            hasher: RandomState::new(),
+            swept: AtomicUsize::new(0),
+            shards,
+        })
+    }
+
+    fn part(&self, name: &str) -> MutexGuard<'_, Part> {
+        lock(&self.parts[self.hasher.hash_one(name) as usize % PARTS])
     }
 
     /// The entry of a topic, made if there is none.
     #[must_use]
     pub fn intern(&self, name: &str) -> Arc<TopicInterest> {
-        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut topics = self.part(name);
         if let Some(interest) = topics.get(name) {
             return Arc::clone(interest);
         }
@@ -50,20 +68,31 @@ impl TopicRegistry {
     /// The entry of a topic, if anybody uses it.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<Arc<TopicInterest>> {
-        self.topics.lock().unwrap_or_else(PoisonError::into_inner).get(name).map(Arc::clone)
+        self.part(name).get(name).map(Arc::clone)
     }
 
-    /// Removes the topics that nobody holds any more. Every entry is looked at: not for every turn.
-    pub fn sweep(&self) {
-        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
-        // Clones are made under this lock, so a count of one is final.
-        topics.retain(|_, interest| Arc::strong_count(interest) > 1);
+    /// Lets a topic go, and forgets it if nobody else holds it.
+    pub fn release(&self, interest: Arc<TopicInterest>) {
+        let name = Arc::clone(&interest.name);
+        let mut topics = self.part(&name);
+        drop(interest);
+        // Clones are made under this lock, or of one that is held: a count of one is final.
+        if topics.get(&name).is_some_and(|interest| Arc::strong_count(interest) == 1) {
+            topics.remove(&name);
+        }
+    }
+
+    /// Forgets topics that nobody holds any more and nobody released: envelopes on their way hold them as
+    /// well. Every entry of a part of the topics is looked at, of another part each time.
+    pub fn sweep_some(&self) {
+        let part = self.swept.fetch_add(1, Ordering::Relaxed) % PARTS;
+        lock(&self.parts[part]).retain(|_, interest| Arc::strong_count(interest) > 1);
     }
 
     /// How many topics are in use.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.topics.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.parts.iter().map(|part| lock(part).len()).sum()
     }
 
     /// No topic is in use.
@@ -71,6 +100,10 @@ impl TopicRegistry {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+fn lock(part: &Mutex<Part>) -> MutexGuard<'_, Part> {
+    part.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl TopicInterest {
@@ -108,11 +141,13 @@ mod tests {
         one.set_subscribers(1, 3);
         assert!(two.interests(1) && !two.interests(0));
         assert_eq!(two.subscribers(), 3);
-        drop(one);
-        registry.sweep();
+        registry.release(one);
+        (0..PARTS).for_each(|_| registry.sweep_some());
         assert_eq!(registry.len(), 1);
-        drop(two);
-        registry.sweep();
+        registry.release(two);
         assert!(registry.is_empty() && registry.find("news").is_none());
+        drop(registry.intern("news"));
+        (0..PARTS).for_each(|_| registry.sweep_some());
+        assert!(registry.is_empty());
     }
 }

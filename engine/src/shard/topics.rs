@@ -4,11 +4,12 @@
 //! Invariants: a topic is known here while it has subscribers, something staged, or was used lately;
 //! publications of a topic are delivered in the order in which they were staged; `Topic::staged` holds frames
 //! of one kind only, either published here (to be forwarded to other shards) or received from elsewhere (not
-//! to be).
+//! to be), except in a window, where `Staged::forwarded` tells them apart.
 
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -17,7 +18,7 @@ use std::{
 use slab::Slab;
 
 use super::{
-    ConnectionId,
+    ConnectionId, Counters,
     envelope::{OwnFrame, Publication},
     registry::{TopicInterest, TopicRegistry},
 };
@@ -33,6 +34,9 @@ use crate::{
 const GATHERED_BYTES_MAX: usize = 32 * 1024;
 /// Topics looked at in one sweep.
 const SWEPT_MAX: usize = 1024;
+/// Topics looked at for each new one. Two rounds forget a topic, so those that are not used any more take at
+/// most half of the places, however fast new ones are made up.
+const SWEPT_PER_NEW: usize = 4;
 /// Larger publications are delivered on their own.
 const GATHERED_FRAME_BYTES_MAX: usize = 8 * 1024;
 
@@ -102,7 +106,10 @@ pub(super) struct TopicTable {
     topics: Slab<Topic>,
     registry: Arc<TopicRegistry>,
     rules: TopicRules,
+    counters: Arc<Counters>,
     shard: usize,
+    /// How many topics there have been.
+    made: u64,
     /// Publications whose turn has come.
     ready: VecDeque<Ready>,
     /// Topics with something staged that leaves at the end of the turn, at least for other shards.
@@ -114,12 +121,16 @@ pub(super) struct TopicTable {
 
 #[derive(Debug)]
 pub(super) struct Topic {
+    /// Never used again, other than its place in the table.
+    pub(super) number: u64,
     pub(super) interest: Arc<TopicInterest>,
     pub(super) settings: TopicSettings,
     pub(super) subscribers: Vec<Subscriber>,
     /// How many subscribers have a fence.
     pub(super) fenced: u32,
     staged: Staged,
+    /// A window has opened and its time is not over.
+    gathers: bool,
     /// Looked up since the last sweep.
     used: bool,
 }
@@ -127,6 +138,8 @@ pub(super) struct Topic {
 #[derive(Debug)]
 pub(super) struct Subscriber {
     pub(super) slot: u32,
+    /// The place of this subscription among those of the slot.
+    pub(super) entry: u32,
     /// What had been sent by each shard, and not arrived, when the subscription was made: that is not for
     /// it.
     pub(super) fence: Option<Rc<[u64]>>,
@@ -145,7 +158,8 @@ struct Staged {
     count: u32,
     own: Vec<OwnFrame>,
     is_foreign: bool,
-    /// What of `frames` and `count` other shards have been sent: a window is kept open where it is delivered.
+    /// What of `frames` and `count` other shards have, because they were sent it or it came from there: a
+    /// window is kept open where it is delivered.
     forwarded: (usize, u32),
 }
 
@@ -178,13 +192,20 @@ pub(super) struct Post<'a> {
 }
 
 impl TopicTable {
-    pub(super) fn new(shard: usize, registry: Arc<TopicRegistry>, rules: TopicRules) -> Self {
+    pub(super) fn new(
+        shard: usize,
+        registry: Arc<TopicRegistry>,
+        rules: TopicRules,
+        counters: Arc<Counters>,
+    ) -> Self {
         Self {
             names: HashMap::new(),
             topics: Slab::new(),
             registry,
             rules,
+            counters,
             shard,
+            made: 0,
             ready: VecDeque::new(),
             staged: Vec::new(),
             opened: Vec::new(),
@@ -198,16 +219,28 @@ impl TopicTable {
             self.topics[index as usize].used = true;
             return index;
         }
+        self.sweep_some(SWEPT_PER_NEW);
+        self.made += 1;
         let index = self.topics.insert(Topic {
+            number: self.made,
             interest: self.registry.intern(name),
-            settings: (self.rules.0)(name),
+            settings: self.settings_of(name),
             subscribers: Vec::new(),
             fenced: 0,
             staged: Staged::default(),
+            gathers: false,
             used: true,
         }) as u32;
         self.names.insert(name.into(), index);
         index
+    }
+
+    fn settings_of(&self, name: &str) -> TopicSettings {
+        catch_unwind(AssertUnwindSafe(|| (self.rules.0)(name))).unwrap_or_else(|_| {
+            tracing::error!(topic = name, "the rules of topics panicked, the defaults apply");
+            self.counters.handler_panics.add(1);
+            TopicSettings::default()
+        })
     }
 
     pub(super) fn find(&self, name: &str) -> Option<u32> {
@@ -227,14 +260,22 @@ impl TopicTable {
         topic.subscribers.len() as u32 - 1
     }
 
-    /// Removes the subscriber at `position`; answers the slot that has moved there.
-    pub(super) fn unsubscribe(&mut self, subscription: Subscription) -> Option<u32> {
+    /// Ends a subscription; answers the slot and the entry of the one whose position is now that of this one.
+    pub(super) fn unsubscribe(&mut self, subscription: Subscription) -> Option<(u32, u32)> {
         let topic = self.topics.get_mut(subscription.topic as usize)?;
         let position = subscription.position as usize;
         let removed = topic.subscribers.swap_remove(position);
         topic.fenced -= u32::from(removed.fence.is_some());
         topic.interest.set_subscribers(self.shard, topic.subscribers.len());
-        topic.subscribers.get(position).map(|subscriber| subscriber.slot)
+        topic.subscribers.get(position).map(|subscriber| (subscriber.slot, subscriber.entry))
+    }
+
+    /// A subscription stands elsewhere among those of its slot.
+    pub(super) fn move_entry(&mut self, subscription: Subscription, entry: usize) {
+        let Some(topic) = self.topics.get_mut(subscription.topic as usize) else { return };
+        if let Some(subscriber) = topic.subscribers.get_mut(subscription.position as usize) {
+            subscriber.entry = entry as u32;
+        }
     }
 
     /// Lets the fences go that everything sent before has passed.
@@ -274,9 +315,9 @@ impl TopicTable {
 
     /// Takes frames that were published elsewhere.
     pub(super) fn post_foreign(&mut self, index: u32, publication: Publication) {
-        let conflates = self.topics[index as usize].settings.conflation == Conflation::Latest;
-        let alone = publication.own.is_some() || conflates;
-        if alone || publication.frames.len() > GATHERED_FRAME_BYTES_MAX {
+        let settings = &self.topics[index as usize].settings;
+        let (conflates, gathers) = (settings.conflation == Conflation::Latest, settings.window.is_some());
+        if conflates || publication.frames.len() > GATHERED_FRAME_BYTES_MAX {
             self.seal(index);
             self.ready.push_back(Ready { topic: index, publication, route: Route::Here });
             return;
@@ -284,6 +325,9 @@ impl TopicTable {
         let staged = self.stage(index, true);
         staged.frames.extend_from_slice(&publication.frames);
         staged.count += publication.count;
+        if gathers {
+            staged.forwarded = (staged.frames.len(), staged.count);
+        }
     }
 
     /// Makes everything ready that is to leave at the end of this turn.
@@ -295,7 +339,22 @@ impl TopicTable {
         }
     }
 
-    /// Makes what is staged for a topic ready, and ends its window.
+    /// Makes everything ready that is staged, windows or not.
+    pub(super) fn seal_all(&mut self) {
+        for index in 0..self.topics.capacity() {
+            self.seal(index as u32);
+        }
+    }
+
+    /// The time of a window is over.
+    pub(super) fn end_window(&mut self, index: u32) {
+        if let Some(topic) = self.topics.get_mut(index as usize) {
+            topic.gathers = false;
+            self.seal(index);
+        }
+    }
+
+    /// Makes what is staged for a topic ready.
     pub(super) fn seal(&mut self, index: u32) {
         let gathers = self.topics.get(index as usize).is_some_and(|topic| topic.settings.window.is_some());
         if gathers {
@@ -305,7 +364,8 @@ impl TopicTable {
         if topic.staged.count == 0 {
             return;
         }
-        let staged = std::mem::take(&mut topic.staged);
+        let mut staged = std::mem::take(&mut topic.staged);
+        staged.own.sort_by_key(|own| own.publisher);
         let publication = Publication {
             topic: Arc::clone(&topic.interest),
             frames: Arc::new(staged.frames),
@@ -341,28 +401,31 @@ impl TopicTable {
         self.ready.pop_front()
     }
 
-    /// The next window that has opened: after its time the topic is to be [sealed](Self::seal).
+    /// The next window that has opened: after its time it is to be [ended](Self::end_window).
     pub(super) fn poll_window(&mut self) -> Option<(u32, Duration)> {
         self.opened.pop()
     }
 
     /// Forgets topics that nobody has used since the last round of sweeps; each looks at a part of them.
     pub(super) fn sweep(&mut self) {
-        // Others may have topics where this shard never had any.
-        let mut is_through = self.topics.capacity() == 0;
-        for _ in 0..SWEPT_MAX.min(self.topics.capacity()) {
+        self.sweep_some(SWEPT_MAX);
+        if self.shard == 0 {
+            self.registry.sweep_some();
+        }
+    }
+
+    fn sweep_some(&mut self, most: usize) {
+        for _ in 0..most.min(self.topics.capacity()) {
             let index = self.sweep_position;
             self.sweep_position = if index + 1 < self.topics.capacity() { index + 1 } else { 0 };
-            is_through |= self.sweep_position == 0;
             let Some(topic) = self.topics.get_mut(index) else { continue };
             let used = std::mem::take(&mut topic.used);
-            if !used && topic.subscribers.is_empty() && topic.staged.count == 0 {
+            let is_idle = topic.subscribers.is_empty() && topic.staged.count == 0 && !topic.gathers;
+            if !used && is_idle {
                 let topic = self.topics.remove(index);
                 self.names.remove(topic.interest.name());
+                self.registry.release(topic.interest);
             }
-        }
-        if is_through && self.shard == 0 {
-            self.registry.sweep();
         }
     }
 
@@ -389,20 +452,26 @@ impl TopicTable {
 
     /// Where the next frame of a topic goes.
     fn stage(&mut self, index: u32, is_foreign: bool) -> &mut Staged {
-        let staged = &self.topics[index as usize].staged;
-        if staged.count > 0 && (staged.is_foreign != is_foreign || staged.frames.len() >= GATHERED_BYTES_MAX)
-        {
+        let topic = &self.topics[index as usize];
+        let (staged, window) = (&topic.staged, topic.settings.window);
+        let mixes = window.is_none() && staged.is_foreign != is_foreign;
+        if staged.count > 0 && (mixes || staged.frames.len() >= GATHERED_BYTES_MAX) {
             self.seal(index);
+        } else if window.is_some() && is_foreign {
+            self.forward_staged(index);
         }
         let topic = &mut self.topics[index as usize];
         let staged = &mut topic.staged;
         let is_first = staged.count == 0;
         if is_first {
-            staged.is_foreign = is_foreign;
-            self.opened.extend(topic.settings.window.map(|window| (index, window)));
+            staged.is_foreign = is_foreign && window.is_none();
+        }
+        if let Some(window) = window.filter(|_| !topic.gathers) {
+            topic.gathers = true;
+            self.opened.push((index, window));
         }
         // Once a turn.
-        if topic.settings.window.map_or(is_first, |_| !is_foreign && staged.forwarded.1 == staged.count) {
+        if window.map_or(is_first, |_| !is_foreign && staged.forwarded.1 == staged.count) {
             self.staged.push(index);
         }
         &mut topic.staged

@@ -18,6 +18,7 @@ mod plan;
 mod publications;
 mod random;
 mod scenarios;
+mod topic_stories;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};

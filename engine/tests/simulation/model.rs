@@ -99,6 +99,8 @@ pub(crate) struct Tally {
     pub(crate) subscriptions: u64,
     /// Publications that clients heard.
     pub(crate) heard: u64,
+    /// Publications that had to come, in place of which clients heard newer ones of the same key.
+    pub(crate) replaced: u64,
     /// How often each reason of this side's own was given.
     pub(crate) reasons: HashMap<Box<str>, u64>,
 }

@@ -155,8 +155,15 @@ impl Model {
     ) {
         self.narrate(|| format!("client {peer}: subscribes to {topic}: {outcome:?}"));
         let listener = &mut self.records[peer].listener;
-        let pending = listener.intents.iter().filter(|(_, subscribes)| *subscribes).count();
-        let has_room = listener.topics.contains(&topic) || listener.topics.len() + pending < topics_max;
+        let mut topics = listener.topics.clone();
+        for (topic, subscribes) in &listener.intents {
+            if *subscribes {
+                topics.insert(*topic)
+            } else {
+                topics.remove(topic)
+            };
+        }
+        let has_room = topics.contains(&topic) || topics.len() < topics_max;
         let expected = match (is_open, has_room) {
             (false, _) => Err(SubscribeError::Closing),
             (true, false) => Err(SubscribeError::TooMany { topics_max }),
@@ -240,6 +247,7 @@ impl Model {
                 listener.missed += 1;
             } else {
                 listener.excused += 1;
+                self.tally.replaced += u64::from(passed.must);
             }
         }
         true

@@ -97,6 +97,7 @@ pub(crate) fn config(driver: Driver) -> Config {
                 settings.full = Some(OutboxFull::DropNewest);
                 settings.conflation = Conflation::Latest;
             }
+            Some("hour") => settings.window = Some(std::time::Duration::from_secs(3600)),
             Some("window") => settings.window = Some(std::time::Duration::from_millis(20)),
             _ => {}
         }

@@ -1,5 +1,7 @@
 //! Topics whose publications are gathered for a while.
 
+use std::time::Duration;
+
 use ringwire::{Driver, protocol::OpCode};
 
 use crate::{
@@ -7,7 +9,11 @@ use crate::{
     commands::{Topics, config, expect, subscribe},
 };
 
-on_both_drivers!(a_window_delivers_everything_in_order, windows_of_two_shards_lose_nothing_to_newcomers);
+on_both_drivers!(
+    a_window_delivers_everything_in_order,
+    windows_of_two_shards_lose_nothing_to_newcomers,
+    an_open_window_does_not_hold_up_a_stop,
+);
 
 fn a_window_delivers_everything_in_order(driver: Driver) {
     let topics = Topics::start(config(driver));
@@ -32,6 +38,24 @@ fn a_window_delivers_everything_in_order(driver: Driver) {
     let burst = || (0..16).map(|number| number.to_string());
     clients[..3].iter_mut().for_each(|client| expect(client, burst().chain(burst())));
     expect(&mut clients[3], burst());
+}
+
+fn an_open_window_does_not_hold_up_a_stop(driver: Driver) {
+    let topics = Topics::start(config(driver));
+    let mut clients = [0, 1].map(|shard| topics.connect_on(shard));
+    clients.iter_mut().for_each(|client| subscribe(client, "hour/news"));
+    topics.server.handle.publish("hour/news", "gathered").expect("room");
+    clients[0].send_text("all hour/news gathered");
+    let counters = || topics.server.counters();
+    crate::client::eventually("a window on each shard", || counters().envelopes_received == 3);
+    topics.server.handle.publish("hour/news", "and the last").expect("room");
+    topics.server.handle.stop(Duration::from_secs(5));
+    for client in &mut clients {
+        expect(client, ["gathered", "gathered", "and the last"].map(str::to_owned));
+        assert_eq!(client.receive().close_code(), Some(1001));
+    }
+    drop(clients);
+    topics.server.stop(Duration::ZERO);
 }
 
 fn publisher_burst(client: &mut Client, command: &str) -> Vec<u8> {

@@ -1,0 +1,368 @@
+//! Single stories of topics on several shards that chance tells too rarely, or never.
+
+use std::{sync::Arc, time::Duration};
+
+use ringwire::{
+    CloseCode, Conflation, Connection, ConnectionId, Counters, CountersSnapshot, Handler, Message,
+    OutboxFull, SubscribeError, TopicRules, TopicSettings, Upgrade,
+    buffer::HEADROOM_BYTES,
+    connection::{Output, Settings, Timestamp},
+    protocol::{Decoder, Item, Limits, Role, UpgradeRequest, handshake::append_client_request},
+    shard::{MeshSeat, Shard, TopicLimits, TopicRegistry},
+};
+
+use crate::{handler::Deliberate, plan::Plan, quieten_deliberate_panics, random::Random};
+
+struct Silent;
+
+impl Handler for Silent {
+    type Session = ();
+
+    fn on_upgrade(&mut self, _: &UpgradeRequest<'_>) -> Upgrade<()> {
+        Upgrade::accept(())
+    }
+
+    fn on_message(&mut self, _: &mut Connection<'_, ()>, _: Message<'_>) {}
+}
+
+struct Story {
+    shards: Vec<Shard<Silent>>,
+    registry: Arc<TopicRegistry>,
+    now: Timestamp,
+    /// Windows that have opened, by shard.
+    windows: Vec<(usize, u32)>,
+}
+
+const TOPICS_MAX: usize = 3;
+const ROOMY: usize = 1 << 20;
+
+impl Story {
+    fn begin(shards: usize, outbox_bytes_max: usize, full: OutboxFull) -> Self {
+        let now = Timestamp::from_millis(1000);
+        let mut settings: Settings = Plan::new(&Random::new(0)).settings;
+        settings.outbox.bytes_max = outbox_bytes_max;
+        settings.outbox.bytes_high = outbox_bytes_max / 2;
+        settings.outbox.bytes_low = 0;
+        settings.outbox.full = full;
+        let registry = TopicRegistry::new(shards);
+        let rules = TopicRules::new(|name| {
+            let mut rules = TopicSettings::default();
+            match name.split('/').next() {
+                Some("latest") => rules.conflation = Conflation::Latest,
+                Some("window") => rules.window = Some(Duration::from_millis(10)),
+                Some("panic") => std::panic::panic_any(Deliberate),
+                _ => {}
+            }
+            rules
+        });
+        let limits = TopicLimits { name_bytes_max: 100, topics_max: TOPICS_MAX };
+        let seats = MeshSeat::connect(shards).into_iter().enumerate();
+        let shards = seats.map(|(index, seat)| {
+            Shard::new(index as u16, Silent, settings, 10, Arc::new(Counters::default()), 1, now).joined(
+                seat,
+                Arc::clone(&registry),
+                rules.clone(),
+                limits,
+            )
+        });
+        Self { shards: shards.collect(), registry, now, windows: Vec::new() }
+    }
+
+    fn connect(&mut self, shard: usize) -> ConnectionId {
+        let id = self.shards[shard].handle_accepted(([10, 0, 0, 1], 1).into(), self.now).expect("room");
+        let mut input = vec![0; HEADROOM_BYTES];
+        append_client_request(&mut input, "ringwire", "/", "dGhlIHNhbXBsZSBub25jZQ==", &[]);
+        assert!(self.shards[shard].handle_received(id, &mut input, self.now).is_none());
+        assert!(self.take(id).starts_with(b"HTTP/1.1 101 "));
+        id
+    }
+
+    fn reach_in(&mut self, id: ConnectionId, mut action: impl FnMut(&mut Connection<'_, ()>)) {
+        assert_eq!(self.shards[id.shard()].with_connection(id, self.now, &mut action), Ok(()));
+    }
+
+    fn subscribe(&mut self, id: ConnectionId, topic: &str) {
+        self.reach_in(id, |connection| assert_eq!(connection.subscribe(topic), Ok(())));
+    }
+
+    fn publish(&mut self, id: ConnectionId, topic: &str, payload: &[u8]) {
+        self.reach_in(id, |connection| {
+            connection.publish(topic, payload);
+        });
+    }
+
+    /// Every shard ends turns until nothing is on its way. Answers how many connections had something to
+    /// send.
+    fn end_turns(&mut self) -> usize {
+        let mut dirty = 0;
+        for _ in 0..30 {
+            for (index, shard) in self.shards.iter_mut().enumerate() {
+                shard.handle_mesh(self.now);
+                shard.flush_topics();
+                while shard.poll_wake().is_some() {}
+                self.windows
+                    .extend(std::iter::from_fn(|| shard.poll_window()).map(|(topic, _)| (index, topic)));
+                dirty += std::iter::from_fn(|| shard.poll_dirty()).count();
+            }
+        }
+        dirty
+    }
+
+    fn take(&mut self, id: ConnectionId) -> Vec<u8> {
+        let mut sent = Vec::new();
+        while let Output::Send(buffer) = self.shards[id.shard()].poll_output(id) {
+            sent.extend_from_slice(buffer.unsent());
+            let bytes = buffer.len();
+            self.shards[id.shard()].handle_sent(id, buffer, bytes);
+        }
+        sent
+    }
+
+    /// What the peer of a connection gets: messages, and the code of a close frame behind them.
+    fn hear(&mut self, id: ConnectionId) -> (Vec<Vec<u8>>, Option<u16>) {
+        let mut bytes = self.take(id);
+        let (mut decoder, mut messages) = (Decoder::new(Role::Client), Vec::new());
+        let limits = Limits { message_bytes_max: ROOMY, fragments_max: 1 };
+        while !bytes.is_empty() {
+            let decoded = decoder.decode(&mut bytes, &limits).expect("frames");
+            let taken: Vec<u8> = bytes.drain(..decoded.consumed).collect();
+            match decoded.item.expect("whole frames") {
+                Item::Message { payload, .. } => messages.push(taken[payload].to_vec()),
+                Item::Close { payload } => {
+                    let code = &taken[payload];
+                    return (messages, Some(u16::from_be_bytes([code[0], code[1]])));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        (messages, None)
+    }
+
+    fn counters(&self) -> CountersSnapshot {
+        let mut sum = CountersSnapshot::default();
+        self.shards.iter().for_each(|shard| sum += shard.counters().snapshot());
+        sum
+    }
+}
+
+#[test]
+fn names_that_nobody_uses_any_more_cost_nothing() {
+    let mut story = Story::begin(2, ROOMY, OutboxFull::DropNewest);
+    let clients = [story.connect(0), story.connect(1)];
+    story.subscribe(clients[0], "kept");
+    let mut known = 0;
+    for number in 0..20_000 {
+        let client = clients[number % 2];
+        let (subscribed, published) = (format!("subscribed/{number}"), format!("published/{number}"));
+        story.subscribe(client, &subscribed);
+        story.reach_in(client, |connection| connection.unsubscribe(&subscribed));
+        story.publish(client, &published, b"nobody");
+        known = known.max(story.registry.len());
+    }
+    // No second has passed yet in which anybody could clear up.
+    assert!(known < 100, "{known} topics are known");
+    story.publish(clients[1], "kept", b"still here");
+    story.end_turns();
+    assert_eq!(story.hear(clients[0]).0, [b"still here"]);
+}
+
+#[test]
+fn a_new_topic_does_not_replace_the_values_of_a_forgotten_one() {
+    let mut story = Story::begin(1, 1000, OutboxFull::DropNewest);
+    let (slow, publisher) = (story.connect(0), story.connect(0));
+    story.subscribe(slow, "latest/old");
+    for _ in 0..2 {
+        story.reach_in(publisher, |connection| {
+            connection.publish_keyed("latest/old", 1, &[1u8; 300][..]);
+        });
+        story.end_turns();
+    }
+    story.reach_in(slow, |connection| connection.unsubscribe("latest/old"));
+    // Long enough for it to be forgotten.
+    (0..10).for_each(|_| story.shards[0].shrink());
+    story.subscribe(slow, "latest/new");
+    story.reach_in(publisher, |connection| {
+        connection.publish_keyed("latest/new", 1, &[2u8; 300][..]);
+    });
+    story.end_turns();
+    assert_eq!(story.hear(slow).0, [[1u8; 300], [1; 300], [2; 300]]);
+}
+
+#[test]
+fn of_publications_that_came_together_those_are_dropped_that_do_not_fit() {
+    let block: Vec<Vec<u8>> = (0..20u8).map(|number| vec![number; 98]).collect();
+    // Ten frames of a hundred bytes fit.
+    for (full, heard) in [(OutboxFull::DropNewest, &block[..10]), (OutboxFull::DropOldest, &block[10..])] {
+        let mut story = Story::begin(2, 1000, full);
+        let (near, far, publisher) = (story.connect(0), story.connect(1), story.connect(0));
+        story.subscribe(near, "news");
+        story.subscribe(far, "news");
+        block.iter().for_each(|payload| story.publish(publisher, "news", payload));
+        story.end_turns();
+        for client in [near, far] {
+            story.reach_in(client, |connection| {
+                assert_eq!((connection.outbox_bytes(), connection.dropped_messages()), (1000, 10));
+            });
+            assert_eq!(story.hear(client).0, heard, "{full:?}");
+        }
+        let counters = story.counters();
+        assert_eq!(counters.dropped_newest + counters.dropped_oldest, 20);
+        assert_eq!((counters.dropped_newest == 0), full == OutboxFull::DropOldest);
+    }
+}
+
+#[test]
+fn rules_that_panic_spoil_nothing() {
+    quieten_deliberate_panics();
+    let mut story = Story::begin(2, ROOMY, OutboxFull::DropNewest);
+    let (listener, publisher) = (story.connect(0), story.connect(1));
+    story.subscribe(listener, "panic/attack");
+    story.publish(publisher, "panic/attack", b"keep calm");
+    story.end_turns();
+    assert_eq!(story.hear(listener), (vec![b"keep calm".to_vec()], None));
+    story.reach_in(publisher, |connection| assert!(connection.is_open()));
+    assert_eq!(story.counters().handler_panics, 2);
+}
+
+#[test]
+fn what_was_published_before_everybody_is_closed_arrives() {
+    let mut story = Story::begin(1, ROOMY, OutboxFull::DropNewest);
+    let (listener, publisher) = (story.connect(0), story.connect(0));
+    story.subscribe(listener, "news");
+    story.subscribe(listener, "window/news");
+    story.publish(publisher, "window/news", b"gathered");
+    story.end_turns();
+    story.publish(publisher, "news", b"the last");
+    let now = story.now;
+    story.shards[0].close_all(CloseCode::GOING_AWAY, "server stops", now);
+    story.end_turns();
+    let (mut messages, code) = story.hear(listener);
+    messages.sort();
+    assert_eq!((messages, code), (vec![b"gathered".to_vec(), b"the last".to_vec()], Some(1001)));
+}
+
+#[test]
+fn the_limit_counts_the_subscriptions_that_there_will_be() {
+    let mut story = Story::begin(1, ROOMY, OutboxFull::DropNewest);
+    let client = story.connect(0);
+    let too_many = Err(SubscribeError::TooMany { topics_max: TOPICS_MAX });
+    story.reach_in(client, |connection| {
+        // What is said twice counts once.
+        for topic in ["a", "b", "a", "b", "c", "a"] {
+            assert_eq!(connection.subscribe(topic), Ok(()), "{topic}");
+        }
+        assert_eq!(connection.subscribe("d"), too_many);
+    });
+    story.reach_in(client, |connection| {
+        assert_eq!(connection.subscriptions(), TOPICS_MAX);
+        assert_eq!(connection.subscribe("a"), Ok(()));
+        assert_eq!(connection.subscribe("d"), too_many);
+        connection.unsubscribe("never");
+        assert_eq!(connection.subscribe("d"), too_many);
+        connection.unsubscribe("b");
+        connection.unsubscribe("b");
+        assert_eq!(connection.subscribe("d"), Ok(()));
+        assert_eq!(connection.subscribe("b"), too_many);
+    });
+    story.reach_in(client, |connection| assert_eq!(connection.subscriptions(), TOPICS_MAX));
+    assert_eq!(["a", "b", "c", "d"].map(|topic| story.registry.intern(topic).subscribers()), [1, 0, 1, 1]);
+}
+
+#[test]
+fn a_window_gathers_from_all_shards() {
+    let mut story = Story::begin(2, ROOMY, OutboxFull::DropNewest);
+    let (listener, near, far) = (story.connect(0), story.connect(0), story.connect(1));
+    story.subscribe(listener, "window/news");
+    story.end_turns();
+    for number in 0..50u8 {
+        story.publish(near, "window/news", &[0, number]);
+        story.publish(far, "window/news", &[1, number]);
+        assert_eq!(story.end_turns(), 2, "only the publishers were touched");
+    }
+    assert_eq!(story.windows.len(), 2, "a window on either shard: {:?}", story.windows);
+    for (shard, topic) in std::mem::take(&mut story.windows) {
+        story.shards[shard].close_window(topic);
+    }
+    assert_eq!(story.end_turns(), 1);
+    let (messages, _) = story.hear(listener);
+    for publisher in 0..2 {
+        let heard = messages.iter().filter(|message| message[0] == publisher).map(|message| message[1]);
+        assert!(heard.eq(0..50), "{messages:?}");
+    }
+}
+
+#[test]
+fn everybody_leaves_many_topics_at_once() {
+    let mut story = Story::begin(1, ROOMY, OutboxFull::DropNewest);
+    let clients: Vec<_> = (0..10).map(|_| story.connect(0)).collect();
+    for (number, client) in clients.iter().enumerate() {
+        // Not in the same order, and with gaps.
+        for topic in 0..TOPICS_MAX {
+            story.subscribe(*client, &format!("topic/{}", (number * 7 + topic * 3) % 4));
+        }
+        if number % 3 == 0 {
+            let first = format!("topic/{}", number * 7 % 4);
+            story.reach_in(*client, |connection| connection.unsubscribe(&first));
+        }
+    }
+    let subscribers = |story: &Story| -> usize {
+        (0..4).map(|topic| story.registry.intern(&format!("topic/{topic}")).subscribers()).sum()
+    };
+    let mut left = subscribers(&story);
+    assert_eq!(left, 10 * TOPICS_MAX - 4);
+    for (number, client) in clients.iter().enumerate() {
+        story.shards[0].handle_closed(*client);
+        left -= TOPICS_MAX - usize::from(number % 3 == 0);
+        assert_eq!(subscribers(&story), left);
+        let publisher = story.connect(0);
+        (0..4).for_each(|topic| story.publish(publisher, &format!("topic/{topic}"), b"x"));
+        story.end_turns();
+        let heard: usize = clients[number + 1..].iter().map(|client| story.hear(*client).0.len()).sum();
+        assert_eq!(heard, left);
+        story.shards[0].handle_closed(publisher);
+    }
+}
+
+#[test]
+fn what_waits_for_room_on_its_way_is_not_for_newcomers() {
+    const COUNT: u16 = 1500;
+    let mut story = Story::begin(2, ROOMY, OutboxFull::DropNewest);
+    let (listener, newcomer, publisher) = (story.connect(1), story.connect(1), story.connect(0));
+    // Each in an envelope of its own: more than a ring holds.
+    story.subscribe(listener, "latest/news");
+    (0..COUNT).for_each(|number| story.publish(publisher, "latest/news", &number.to_be_bytes()));
+    assert!(story.shards[0].flush_topics(), "there is room for all");
+    story.subscribe(newcomer, "latest/news");
+    story.end_turns();
+    assert_eq!(story.hear(newcomer).0.len(), 0);
+    story.publish(publisher, "latest/news", b"new");
+    story.end_turns();
+    assert_eq!(story.hear(newcomer).0, [b"new"]);
+    let old = (0..COUNT).map(|number| number.to_be_bytes().to_vec());
+    assert!(story.hear(listener).0.into_iter().eq(old.chain([b"new".to_vec()])));
+    assert_eq!(story.counters().envelopes_refused, 0);
+}
+
+#[test]
+fn what_a_full_mesh_refuses_is_counted() {
+    const COUNT: u64 = 20_000;
+    let mut story = Story::begin(2, ROOMY, OutboxFull::DropNewest);
+    let (near, far, publisher) = (story.connect(0), story.connect(1), story.connect(0));
+    story.subscribe(near, "latest/news");
+    story.subscribe(far, "latest/news");
+    for number in 0..COUNT {
+        story.publish(publisher, "latest/news", &number.to_be_bytes());
+    }
+    // The other shard does nothing all the while.
+    assert!(story.shards[0].flush_topics());
+    let refused = story.counters().envelopes_refused;
+    assert!((1..COUNT).contains(&refused), "{refused} refused");
+    assert_eq!(story.hear(near).0.len(), COUNT as usize);
+    story.end_turns();
+    let (messages, _) = story.hear(far);
+    assert!(messages.into_iter().eq((0..COUNT - refused).map(|number| number.to_be_bytes().to_vec())));
+    // It goes on with the next.
+    story.publish(publisher, "latest/news", b"next");
+    story.end_turns();
+    assert_eq!((story.hear(near).0, story.hear(far).0), (vec![b"next".to_vec()], vec![b"next".to_vec()]));
+}
