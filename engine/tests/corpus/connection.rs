@@ -1,6 +1,6 @@
 //! Whole connections: a shard with a few peers that send anything in any pieces, take what is sent in any
 //! pieces, end or break at any time, while the clock moves. No runtime, no socket, no clock: the script is
-//! all there is.
+//! all there is. Messages can be commands to subscribe and to publish, to peers of the same shard or of two.
 //!
 //! What a peer gets has to be one HTTP answer, then frames that a strict client accepts, whose messages are
 //! those the handler sent, in order, and nothing behind a close frame. Nothing that waits for its turn is
@@ -23,10 +23,13 @@ use ringwire::{
     protocol::{
         Decoder, Item, Limits, MessageKind, OpCode, Role, UpgradeRequest, frame::append_masked_frame,
     },
-    shard::{Shard, TICK_MILLIS},
+    shard::{MeshSeat, Shard, TICK_MILLIS, TopicLimits, TopicRegistry},
 };
 
-use super::Script;
+use super::{
+    Script,
+    topics::{Heard, Publications, TOPICS_MAX, topic_rules},
+};
 
 const PEERS_MAX: usize = 3;
 const OUTBOX_BYTES_MAX: usize = 16 * 1024;
@@ -48,7 +51,10 @@ pub(crate) fn connection(data: &[u8]) {
 }
 
 struct World {
-    shard: Shard<Echo>,
+    shards: Vec<Shard<Echo>>,
+    publications: Rc<RefCell<Publications>>,
+    /// Windows that are open, by shard.
+    windows: Vec<(usize, u32)>,
     log: Rc<RefCell<HashMap<ConnectionId, Record>>>,
     peers: Vec<Peer>,
     now: u64,
@@ -68,6 +74,7 @@ struct Record {
 
 struct Echo {
     log: Rc<RefCell<HashMap<ConnectionId, Record>>>,
+    publications: Rc<RefCell<Publications>>,
 }
 
 impl Echo {
@@ -111,6 +118,11 @@ impl Handler for Echo {
                 connection.resume_receive();
             }
             Some(b'w') => connection.pause_receive(),
+            Some(b'S' | b'U' | b'P' | b'A' | b'K') => {
+                self.publications.borrow_mut().obey(connection, message.bytes());
+            }
+            // Told apart from publications.
+            Some(0xff) => {}
             _ => self.send(connection, message),
         }
     }
@@ -158,12 +170,32 @@ impl World {
             },
         };
         let log = Rc::<RefCell<HashMap<_, _>>>::default();
-        let handler = Echo { log: Rc::clone(&log) };
-        let counters = Arc::new(Counters::default());
-        let start = Timestamp::from_millis(0);
-        let shard = Shard::new(0, handler, settings, PEERS_MAX, counters, 1, start);
-        let is_eager = options & 8 == 0;
-        Self { shard, log, peers: Vec::new(), now: 0, deferred: Vec::new(), is_eager }
+        let publications = Rc::<RefCell<Publications>>::default();
+        let count = if options & 16 == 0 { 1 } else { 2 };
+        let registry = TopicRegistry::new(count);
+        let limits = TopicLimits { name_bytes_max: 8, topics_max: TOPICS_MAX };
+        let seats = MeshSeat::connect(count).into_iter().enumerate();
+        let shards = seats.map(|(index, seat)| {
+            let handler = Echo { log: Rc::clone(&log), publications: Rc::clone(&publications) };
+            let counters = Arc::new(Counters::default());
+            let start = Timestamp::from_millis(0);
+            Shard::new(index as u16, handler, settings, PEERS_MAX, counters, 1, start).joined(
+                seat,
+                Arc::clone(&registry),
+                topic_rules(),
+                limits,
+            )
+        });
+        Self {
+            shards: shards.collect(),
+            publications,
+            windows: Vec::new(),
+            log,
+            peers: Vec::new(),
+            now: 0,
+            deferred: Vec::new(),
+            is_eager: options & 8 == 0,
+        }
     }
 
     fn step(&mut self, script: &mut Script<'_>) {
@@ -211,22 +243,58 @@ impl World {
             11 => self.end_of_stream(peer),
             12 => {
                 let id = self.peers[peer].id;
-                self.shard.handle_transport_error(id, "lost");
+                self.shard(id).handle_transport_error(id, "lost");
                 self.wake(id);
             }
-            13 => self.decide(),
-            14 => self.shard.shrink_connection(self.peers[peer].id),
+            13 => {
+                self.decide();
+                self.end_turns();
+            }
+            14 => {
+                let id = self.peers[peer].id;
+                self.shard(id).shrink_connection(id);
+                self.shard(id).shrink();
+            }
             _ => self.accept(),
         }
         if self.is_eager {
+            self.end_turns();
             self.take_turns();
         }
         self.check();
     }
 
+    fn shard(&mut self, id: ConnectionId) -> &mut Shard<Echo> {
+        &mut self.shards[id.shard()]
+    }
+
+    /// What was published is delivered, on all shards.
+    fn end_turns(&mut self) {
+        for index in 0..self.shards.len() {
+            self.end_turn(index);
+        }
+        // The first gets what the others had for it.
+        self.end_turn(0);
+        self.publications.borrow_mut().turns_ended();
+    }
+
+    fn end_turn(&mut self, index: usize) {
+        let shard = &mut self.shards[index];
+        shard.handle_mesh(Timestamp::from_millis(self.now));
+        assert!(!shard.flush_topics(), "a ring is full");
+        while shard.poll_wake().is_some() {}
+        self.windows.extend(std::iter::from_fn(|| shard.poll_window()).map(|(topic, _)| (index, topic)));
+        self.note_dirty();
+    }
+
     fn accept(&mut self) {
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        match self.shard.handle_accepted(address, Timestamp::from_millis(self.now)) {
+        let is_full = self.peers.len() >= PEERS_MAX;
+        if is_full && self.shards.len() > 1 {
+            return;
+        }
+        let shard = self.peers.len() % self.shards.len();
+        match self.shards[shard].handle_accepted(address, Timestamp::from_millis(self.now)) {
             Ok(id) => self.peers.push(Peer::new(id)),
             Err(answer) => {
                 assert_eq!(self.peers.len(), PEERS_MAX);
@@ -237,33 +305,39 @@ impl World {
 
     fn receive(&mut self, peer: usize, bytes: &[u8]) {
         let id = self.peers[peer].id;
-        if bytes.is_empty() || !self.shard.wants_receive(id) {
+        if bytes.is_empty() || !self.shard(id).wants_receive(id) {
             return;
         }
         let mut input = vec![0xaa; HEADROOM_BYTES];
         input.extend_from_slice(bytes);
-        let relay = self.shard.handle_received(id, &mut input, Timestamp::from_millis(self.now));
+        let now = Timestamp::from_millis(self.now);
+        let relay = self.shard(id).handle_received(id, &mut input, now);
         if let Some(range) = relay {
             let peer = &mut self.peers[peer];
             assert!(peer.in_flight.is_none(), "a frame overtakes what is being sent");
             let frame = &input[range];
             let sent = frame.len() * bytes.len() % (frame.len() + 1);
             peer.wire(&frame[..sent]);
-            self.shard.handle_relayed(id, sent, &frame[sent..]);
+            self.shard(id).handle_relayed(id, sent, &frame[sent..]);
         }
         self.wake(id);
     }
 
     fn end_of_stream(&mut self, peer: usize) {
         let id = self.peers[peer].id;
-        if self.shard.wants_receive(id) {
-            self.shard.handle_end_of_stream(id);
+        if self.shard(id).wants_receive(id) {
+            self.shard(id).handle_end_of_stream(id);
             self.wake(id);
         }
     }
 
     fn tick(&mut self) {
-        self.shard.handle_tick(Timestamp::from_millis(self.now));
+        for (shard, topic) in self.windows.drain(..) {
+            self.shards[shard].close_window(topic);
+        }
+        for shard in &mut self.shards {
+            shard.handle_tick(Timestamp::from_millis(self.now));
+        }
         self.note_dirty();
     }
 
@@ -276,7 +350,8 @@ impl World {
         let Poll::Ready(upgrade) = decision.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
             unreachable!("the decision is ready");
         };
-        self.shard.handle_upgrade(id, upgrade, Timestamp::from_millis(self.now));
+        let now = Timestamp::from_millis(self.now);
+        self.shard(id).handle_upgrade(id, upgrade, now);
         self.note_dirty();
     }
 
@@ -289,13 +364,13 @@ impl World {
     }
 
     fn note_dirty(&mut self) {
-        while let Some(id) = self.shard.poll_dirty() {
-            for peer in self.peers.iter_mut().filter(|peer| peer.id == id) {
-                peer.has_turn = true;
+        for shard in &mut self.shards {
+            while let Some(id) = shard.poll_dirty() {
+                for peer in self.peers.iter_mut().filter(|peer| peer.id == id) {
+                    peer.has_turn = true;
+                }
             }
-        }
-        while let Some(deferred) = self.shard.poll_deferred() {
-            self.deferred.push(deferred);
+            self.deferred.extend(std::iter::from_fn(|| shard.poll_deferred()));
         }
     }
 
@@ -305,7 +380,7 @@ impl World {
         if let Some(buffer) = self.peers[peer].in_flight.take() {
             let sent = buffer.len() * usize::from(share) / 255;
             self.peers[peer].wire(&buffer.unsent()[..sent]);
-            self.shard.handle_sent(id, buffer, sent);
+            self.shard(id).handle_sent(id, buffer, sent);
             self.wake(id);
         } else {
             self.take_turn(peer);
@@ -316,7 +391,7 @@ impl World {
     fn take_turn(&mut self, peer: usize) {
         let id = self.peers[peer].id;
         if self.peers[peer].has_turn && self.peers[peer].in_flight.is_none() {
-            match self.shard.poll_output(id) {
+            match self.shard(id).poll_output(id) {
                 Output::Idle => self.peers[peer].has_turn = false,
                 Output::Send(buffer) => {
                     assert!(!self.peers[peer].is_shut, "output after the end");
@@ -327,7 +402,7 @@ impl World {
                     assert!(!std::mem::replace(&mut self.peers[peer].is_shut, true), "shut twice");
                 }
                 Output::Close => {
-                    self.shard.handle_closed(id);
+                    self.shard(id).handle_closed(id);
                     self.wake(id);
                     let peer = self.peers.remove(peer);
                     self.check_gone(&peer);
@@ -345,9 +420,10 @@ impl World {
     }
 
     fn check(&self) {
-        assert_eq!(self.shard.len(), self.peers.len());
+        assert_eq!(self.shards.iter().map(Shard::len).sum::<usize>(), self.peers.len());
         for peer in &self.peers {
-            let endpoint = self.shard.endpoint(peer.id).expect("a peer has a connection");
+            let shard = &self.shards[peer.id.shard()];
+            let endpoint = shard.endpoint(peer.id).expect("a peer has a connection");
             let bytes = endpoint.outbox().bytes();
             assert!(bytes <= OUTBOX_BYTES_MAX + CONTROL_BYTES_MAX, "{bytes} bytes in the outbox");
             let waits = endpoint.has_output() && peer.in_flight.is_none();
@@ -362,7 +438,16 @@ impl World {
             return;
         };
         assert_eq!(record.closes, 1, "on_close is called once");
-        assert!(record.sent.starts_with(&peer.messages), "not the messages that the handler sent");
+        let publications = self.publications.borrow();
+        let (heard, messages): (Vec<_>, Vec<_>) =
+            peer.messages.iter().cloned().partition(|(_, bytes)| Heard::is_publication(bytes));
+        publications.check(peer.id, heard.iter().map(|(_, bytes)| bytes.as_slice()));
+        let mut sent = record.sent.iter();
+        let in_order = messages.iter().all(|message| sent.any(|sent| sent == message));
+        assert!(in_order, "not the messages that the handler sent");
+        // Nothing is missing between them, unless a topic drops the oldest.
+        let whole = record.sent.starts_with(&messages) || publications.drops_oldest(peer.id);
+        assert!(whole, "a message is missing");
     }
 
     /// Everybody reads, nobody sends, time passes: all connections end.
@@ -379,9 +464,10 @@ impl World {
             self.decide();
             self.now += TICK_MILLIS;
             self.tick();
+            self.end_turns();
         }
         assert!(self.peers.is_empty(), "{} connections are left", self.peers.len());
-        assert!(self.shard.is_empty());
+        assert!(self.shards.iter().all(Shard::is_empty));
     }
 }
 

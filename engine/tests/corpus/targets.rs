@@ -9,6 +9,8 @@ mod connection;
 mod decoder;
 #[path = "handshake.rs"]
 mod handshake;
+#[path = "topics.rs"]
+mod topics;
 
 pub(crate) use self::{connection::connection, decoder::decoder, handshake::handshake};
 
