@@ -90,8 +90,15 @@ fn windows_of_two_shards_lose_nothing_to_newcomers(driver: Driver) {
     }
     for client in &mut clients {
         assert_eq!(client.receive_text(), "subscribed");
+    }
+    // Whoever subscribed behind everything above gets these.
+    let last = rounds * 8;
+    for (index, publisher) in publishers.iter_mut().enumerate() {
+        publisher.send_text(&format!("all window/news {index} {last}"));
+    }
+    for client in &mut clients {
         let mut next: [Option<usize>; 2] = [None, None];
-        while next != [Some(rounds * 8); 2] {
+        while next != [Some(last + 1); 2] {
             let text = client.receive_text();
             let (publisher, number) = text.split_once(' ').expect("two numbers");
             let publisher: usize = publisher.parse().expect("a publisher");
