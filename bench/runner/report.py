@@ -60,6 +60,8 @@ def write(folder, context, scenarios, engines, records):
 
 def headline(scenario, result):
     """The main figure of one measurement, for the progress."""
+    if scenario["report"] == "mesh":
+        return f"asleep p50 {pick(result, ('results', 'hop_asleep', 'p50_us')):.1f} us"
     if scenario["report"] in ("rate", "slow"):
         latency = pick(result, LATENCY)
         return f"p50 {latency['p50_us']:.0f} us, p99 {latency['p99_us']:.0f} us"
@@ -104,7 +106,8 @@ class Table:
 
     def ratio(self, scenario, engine, path):
         """The median of the ratios to the reference, each within one round."""
-        reference = next((e for e in self.engines if e.name == self.context.reference), None)
+        name = scenario.get("reference", self.context.reference)
+        reference = next((e for e in self.engines if e.name == name), None)
         if reference is None:
             return None
         theirs = self.runs(scenario, reference)
@@ -119,7 +122,7 @@ class Table:
         """The engines that gave figures, best first by the scenario's main figure."""
         path = {"connect": COST, "idle": IDLE}.get(scenario["report"], COST)
         engines = [engine for engine in self.engines if self.any_run(scenario, engine)]
-        if scenario["report"] in ("rate", "slow"):
+        if scenario["report"] in ("mesh", "rate", "slow"):
             return engines
         return sorted(engines, key=lambda engine: self.median(scenario, engine, path) or 0)
 
@@ -224,6 +227,23 @@ def scheduled_table(table, scenario):
     return lines
 
 
+def mesh_table(table, scenario):
+    lines = [
+        "| engine | hop asleep p50 us | p99 us | hop awake p50 us | p99 us | deliveries/s | envelopes | wakes per million deliveries |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for engine in table.measured(scenario):
+        def median(*path):
+            return table.median(scenario, engine, ("results", *path))
+
+        hops = [number(median(state, name), 1) for state in ("hop_asleep", "hop_awake") for name in ("p50_us", "p99_us")]
+        lines.append(row(
+            engine.title, *hops, number(median("messages_per_second"), 0), number(median("envelopes_sent"), 0),
+            number(median("wakes_per_million_deliveries"), 0),
+        ))
+    return lines
+
+
 def slow_table(table, scenario):
     lines = [
         "| engine | p50 us | p99 us | p99.9 us | max us | CPU us/delivery | RSS before MiB | RSS highest MiB | slow ones dropped |",
@@ -275,6 +295,7 @@ TABLES = {
     "cost": cost_table,
     "yardstick": cost_table,
     "rate": rate_table,
+    "mesh": mesh_table,
     "scheduled": scheduled_table,
     "slow": slow_table,
     "connect": connect_table,
@@ -284,18 +305,19 @@ TABLES = {
 
 def remarks(table, scenario):
     """What is missing from the table, and what is doubtful in it."""
-    lines = []
+    lines, obstacles = [], {}
     for engine in table.engines:
         own = [r for r in table.records if r["scenario"] == scenario["name"] and r["engine"] == engine.name]
         for record in own:
             if "obstacle" in record:
-                lines.append(f"- {engine.title}: {record['obstacle']}.")
+                obstacles.setdefault(record["obstacle"], []).append(engine.title)
         failures = [record["failure"] for record in own if "failure" in record]
         if failures:
             lines.append(f"- {engine.title}: {len(failures)} failed: {failures[0]}.")
         disturbed = sum(is_disturbed(record) for record in own)
         if disturbed:
             lines.append(f"- {engine.title}: in {disturbed} of {len(own)} measurements others used its core too.")
+    lines += [f"- {', '.join(titles)}: {obstacle}." for obstacle, titles in obstacles.items()]
     return [""] + lines if lines else []
 
 

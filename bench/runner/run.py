@@ -24,7 +24,7 @@ import report
 BENCH = pathlib.Path(__file__).resolve().parent.parent
 REFERENCE = "uwebsockets"
 # What a quick run without --engine compares.
-QUICK_ENGINES = ("ringwire", "ringwire-epoll", REFERENCE)
+QUICK_ENGINES = ("ringwire", "ringwire-epoll", "ringwire-two", REFERENCE)
 FAILURES_MAX = 2
 # A quick run measures until then and leaves the last seconds to the report.
 QUICK_BUDGET_S = 280
@@ -70,6 +70,7 @@ class Session:
         self.generator = self.target / "release" / "ringwire-bench"
         self.load_test = self.target / "peers" / REFERENCE / "load_test"
         available = sorted(os.sched_getaffinity(0))
+        self.all_cpus = available
         self.server_cpus = options.server_cpus or available[-1:]
         self.client_cpus = options.client_cpus or available[:1]
         self.ports = measure.free_ports()
@@ -164,7 +165,13 @@ class Session:
         """The engines that can serve the scenario; the others are noted."""
         able = []
         for engine in self.engines:
-            if obstacle := engine.obstacle(mode_of(scenario, engine)):
+            if engine.folder is None and scenario["mode"] not in engine.start:
+                # One of ours that was made for other scenarios.
+                continue
+            obstacle = engine.obstacle(mode_of(scenario, engine))
+            if len(self.all_cpus) < scenario.get("cores_min", 1):
+                obstacle = f"takes {scenario['cores_min']} cores, and there are {len(self.all_cpus)}"
+            if obstacle:
                 self.records.append({"scenario": scenario["name"], "engine": engine.name, "obstacle": obstacle})
             else:
                 able.append(engine)
@@ -220,13 +227,23 @@ class Session:
         """A fresh server, loaded once."""
         port = next(self.ports)
         warm_up, seconds = self.timing_of(scenario)
-        with measure.server(engine.command(mode_of(scenario, engine), port), port, self.server_cpus, self.log) as server:
+        command = engine.command(mode_of(scenario, engine), port)
+        if scenario["report"] == "mesh":
+            # The engine is inside the load generator.
+            arguments = [*command[1:], *scenario["load"], "--warm-up", str(warm_up), "--seconds", str(seconds)]
+            return measure.load(command[0], arguments, warm_up + seconds)
+        server_cpus, client_cpus = self.server_cpus, self.client_cpus
+        if scenario.get("spread"):
+            server_cpus = client_cpus = self.all_cpus
+        with measure.server(command, port, server_cpus, self.log) as server:
             if scenario["report"] == "yardstick":
                 arguments = [part.format(port=port) for part in scenario["load"]]
-                return measure.yardstick(self.load_test, arguments, server, self.client_cpus)
+                return measure.yardstick(self.load_test, arguments, server, client_cpus)
             load = scenario.get("smoke", scenario["load"]) if self.options.smoke else scenario["load"]
             arguments = [*load, *extra, "--server", f"127.0.0.1:{port}", "--server-pid", str(server.pid)]
-            arguments += ["--cpus", commas(self.client_cpus), "--wait", self.options.wait]
+            arguments += ["--wait", self.options.wait]
+            if not scenario.get("spread"):
+                arguments += ["--cpus", commas(client_cpus)]
             if not scenario.get("untimed"):
                 arguments += ["--warm-up", str(warm_up), "--seconds", str(seconds)]
             return measure.load(self.generator, arguments, warm_up + seconds)

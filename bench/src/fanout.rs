@@ -5,6 +5,7 @@
 //! the last. Open loop: publications leave on a schedule, and the latency of every delivery counts from when
 //! its publication was due. Some subscribers may hang: they never read, and the others must not suffer.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -44,6 +45,13 @@ pub(crate) struct Fanout {
     /// The share of subscribers that do not read, in percent.
     #[arg(long, default_value_t = 0.0)]
     slow_percent: f64,
+}
+
+impl Fanout {
+    /// The same, of the server at `address`.
+    pub(crate) fn at(&self, address: SocketAddr) -> Self {
+        Self { common: self.common.at(address), ..self.clone() }
+    }
 }
 
 /// Runs the scenario.

@@ -11,6 +11,7 @@ mod fanout;
 mod idle;
 mod lane;
 mod latency;
+mod mesh;
 mod options;
 mod payload;
 mod poll;
@@ -51,6 +52,8 @@ enum Scenario {
     Connect(connect::Connect),
     /// Memory per idle connection.
     Idle(idle::Idle),
+    /// From one shard to another, in an engine in this process.
+    Mesh(mesh::Mesh),
     /// One publisher and many subscribers, closed or open loop, some of them not reading.
     Fanout(fanout::Fanout),
 }
@@ -86,6 +89,7 @@ fn run(scenario: &Scenario) -> Result<Value> {
         Scenario::Connect(options) => connect::run(options),
         Scenario::Idle(options) => idle::run(options),
         Scenario::Fanout(options) => fanout::run(options),
+        Scenario::Mesh(options) => mesh::run(options),
     }
 }
 

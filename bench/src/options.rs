@@ -44,6 +44,11 @@ impl Common {
         Ok(Destination { server: self.server, path: self.path.clone() })
     }
 
+    /// The same, of the server at `address`.
+    pub(crate) fn at(&self, address: SocketAddr) -> Self {
+        Self { server: address, ..self.clone() }
+    }
+
     /// Pins the calling thread to the core of the client's thread `index`, if cores were given.
     ///
     /// # Errors
