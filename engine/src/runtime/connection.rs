@@ -76,6 +76,7 @@ pub(super) fn serve<H: Handler>(
             }
             task.worker.begin_turn();
             let mut received = 0;
+            let mut submitted = false;
             loop {
                 if let Some(outcome) = sending.as_mut().poll_outcome(&task.socket, context) {
                     task.handle_sent(outcome);
@@ -83,6 +84,7 @@ pub(super) fn serve<H: Handler>(
                 // Asked while a send is in flight as well: a stalled one is ended by closing.
                 if let Some(transfer) = task.next_transfer() {
                     debug_assert!(sending.is_idle(), "one send at a time");
+                    submitted = true;
                     sending.set(match transfer {
                         Transfer::Ring(buffer) => Sending::Ring { operation: task.socket.send(buffer) },
                         Transfer::Waiting(buffer) => {
@@ -92,6 +94,11 @@ pub(super) fn serve<H: Handler>(
                     continue;
                 }
                 if receiving.is_idle() && task.wants_receive() {
+                    if submitted && matches!(task.reception, Reception::Active(_)) {
+                        // Behind the sends of this turn rather than between them: the completion of this one
+                        // comes back here, or, where the peer does not read, the next tick does.
+                        return Poll::Pending;
+                    }
                     if received >= TURN_RECEIVES_MAX {
                         task.worker.turns.wait(context.waker());
                         return Poll::Pending;

@@ -359,9 +359,20 @@ impl<H: Handler> Worker<H> {
             self.begin_turn();
             self.shard.borrow_mut().handle_tick(now);
             self.carry_out(None);
+            self.wake_stalled();
             ticks += 1;
             if ticks.is_multiple_of(QUIET_TICKS) {
                 self.cool_down(now);
+            }
+        }
+    }
+
+    /// Wakes the connections that wait for a send before they receive again: this one takes long.
+    fn wake_stalled(&self) {
+        let shard = self.shard.borrow();
+        for hot in self.hot.borrow().iter().flatten() {
+            if shard.endpoint(hot.id).is_some_and(|endpoint| endpoint.outbox().is_in_flight()) {
+                self.wake(hot.id);
             }
         }
     }
