@@ -83,13 +83,15 @@ impl<H: Handler> Shard<H> {
     ) -> bool {
         let Some(mut visit) = self.visit(id) else { return false };
         while visit.context.intents.is_empty() {
-            let Visit { slot, context, wheel, .. } = &mut visit;
-            let settings = &context.settings;
-            if let Some((kind, payload)) = slot.endpoint.poll_message(input, position, settings, context.now)
-            {
+            if let Some((kind, payload)) = visit.lend_small(input, position, relay.is_none()) {
                 visit.lend(kind, input, payload, relay);
                 continue;
             }
+            let Visit { slot, context, wheel, .. } = &mut visit;
+            if !context.intents.is_empty() {
+                break;
+            }
+            let settings = &context.settings;
             match slot.endpoint.poll_event(input, position, settings, &mut context.corks, context.now) {
                 Some(Event::Message(kind, Place::Input(payload))) => {
                     visit.lend(kind, input, payload, relay);

@@ -49,9 +49,35 @@ impl<H: Handler> Visit<'_, H> {
         }
     }
 
+    /// Lends the messages that lie whole in `input` from `position` on, as long as nothing else comes and no
+    /// call leaves intents. Answers with a message that may be relayed: it is still to be
+    /// [lent](Self::lend), with its effects carried out even if the handler panics.
+    #[inline]
+    pub(super) fn lend_small(
+        &mut self,
+        input: &mut [u8],
+        position: &mut usize,
+        may_relay: bool,
+    ) -> Option<(MessageKind, Range<usize>)> {
+        let mut large = None;
+        self.call(|handler, connection| {
+            while connection.context.intents.is_empty() {
+                let Context { settings, now, .. } = &*connection.context;
+                let polled = connection.endpoint.poll_message(input, position, settings, *now);
+                let Some((kind, payload)) = polled else { return };
+                if may_relay && payload.len() >= RELAYED_BYTES_MIN {
+                    large = Some((kind, payload));
+                    return;
+                }
+                let Some(message) = receive_message(connection, kind, &input[payload]) else { continue };
+                handler.on_message(connection, message);
+            }
+        });
+        large
+    }
+
     /// Lends a message to the handler. If `relay` is empty, the handler can have the message sent from where
     /// it lies: then `relay` becomes the range of the frame.
-    #[inline]
     pub(super) fn lend(
         &mut self,
         kind: MessageKind,
@@ -60,26 +86,14 @@ impl<H: Handler> Visit<'_, H> {
         relay: &mut Option<Range<usize>>,
     ) {
         let bytes = &input[payload.clone()];
-        let message = match kind {
-            MessageKind::Binary => Message::Binary(bytes),
-            MessageKind::Text => match simdutf8::basic::from_utf8(bytes) {
-                Ok(text) => Message::Text(text),
-                Err(_) => {
-                    self.context.counters.protocol_errors.add(1);
-                    return self.fail(CloseCode::INVALID_PAYLOAD, "text is not UTF-8");
-                }
-            },
-        };
-        self.context.counters.messages_received.add(1);
-        if !self.slot.endpoint.is_open() {
-            // RFC 6455 section 1.4: after sending a close frame, what still arrives is discarded.
-            return;
+        if payload.len() >= RELAYED_BYTES_MIN && relay.is_none() {
+            self.context.lent = Lent::new(bytes);
         }
-        if payload.len() < RELAYED_BYTES_MIN || relay.is_some() {
-            return self.call(|handler, connection| handler.on_message(connection, message));
-        }
-        self.context.lent = Lent::new(bytes);
-        self.call(|handler, connection| handler.on_message(connection, message));
+        self.call(|handler, connection| {
+            if let Some(message) = receive_message(connection, kind, bytes) {
+                handler.on_message(connection, message);
+            }
+        });
         if let Some(opcode) = std::mem::take(&mut self.context.lent).relayed {
             *relay = self.settle_relay(opcode, input, payload);
         }
@@ -114,4 +128,29 @@ impl<H: Handler> Visit<'_, H> {
         let context = &mut *self.context;
         self.slot.endpoint.fail(code, reason, &mut context.corks, &context.settings, context.now);
     }
+}
+
+/// Counts a received message, and says whether and as what it is to be lent.
+#[inline(always)]
+fn receive_message<'m, S>(
+    connection: &mut Connection<'_, S>,
+    kind: MessageKind,
+    bytes: &'m [u8],
+) -> Option<Message<'m>> {
+    let Context { settings, corks, counters, now, .. } = &mut *connection.context;
+    let message = match kind {
+        MessageKind::Binary => Message::Binary(bytes),
+        MessageKind::Text => match simdutf8::basic::from_utf8(bytes) {
+            Ok(text) => Message::Text(text),
+            Err(_) => {
+                counters.protocol_errors.add(1);
+                let code = CloseCode::INVALID_PAYLOAD;
+                connection.endpoint.fail(code, "text is not UTF-8", corks, settings, *now);
+                return None;
+            }
+        },
+    };
+    counters.messages_received.add(1);
+    // RFC 6455 section 1.4: after sending a close frame, what still arrives is discarded.
+    connection.endpoint.is_open().then_some(message)
 }
