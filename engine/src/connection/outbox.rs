@@ -354,17 +354,24 @@ impl Outbox {
 
     #[inline(never)]
     fn begin_cork(&mut self, opcode: OpCode, payload: &[u8], bytes: usize, corks: &mut CorkPool) {
-        let mut cork = corks.take(bytes);
+        // Behind publications a cork would hold much more than it has: what waits stays in proportion.
+        let mut cork = if self.queue.is_empty() { corks.take(bytes) } else { Vec::with_capacity(bytes) };
         append_frame(&mut cork, opcode, payload);
         self.push_back(Entry { buffer: SendBuffer::owned(cork, 0), content: Content::Frames });
     }
 
     fn coalesce(&mut self, mut front: SendBuffer, corks: &mut CorkPool) -> SendBuffer {
         let torn = front.is_torn();
+        let joins = |bytes: &usize| *bytes <= COALESCED_BYTES_MAX;
+        let sums = self.queue.iter().scan(front.len(), |sum, next| {
+            *sum += next.buffer.len();
+            Some(*sum)
+        });
+        let bytes = sums.take_while(joins).last().unwrap_or(front.len());
         let mut joined = match front.cork() {
             Some(cork) => std::mem::take(cork),
             None => {
-                let mut cork = corks.take(COALESCED_BYTES_MAX);
+                let mut cork = corks.take(bytes);
                 cork.extend_from_slice(front.unsent());
                 if let Some(memory) = front.into_owned() {
                     corks.give(memory);
@@ -372,8 +379,8 @@ impl Outbox {
                 cork
             }
         };
-        while let Some(next) = self.queue.front()
-            && joined.len() + next.buffer.len() <= COALESCED_BYTES_MAX
+        joined.reserve(bytes - joined.len());
+        while joined.len() < bytes
             && let Some(next) = self.queue.pop_front()
         {
             joined.extend_from_slice(next.buffer.unsent());
@@ -588,6 +595,22 @@ mod tests {
         fixture.send_all();
         assert_eq!(fixture.payloads(), [&b"one"[..], b"two", b"three", b"two"]);
         assert_eq!(shared.bytes(), b"\x82\x03two", "shared bytes never change");
+    }
+
+    #[test]
+    fn what_waits_between_publications_takes_no_more_memory_than_it_has_bytes() {
+        let mut fixture = Fixture::roomy();
+        let publication = LocalFrame::new(SharedFrame::new(vec![0x82, 1, b'p']));
+        for _ in 0..100 {
+            let pushed = fixture.outbox.push_shared(&publication, None, &fixture.limits);
+            assert!(pushed.is_ok_and(SendStatus::is_sent));
+            assert!(fixture.push(b"own").is_ok_and(SendStatus::is_sent));
+        }
+        let bytes = fixture.outbox.bytes();
+        let owned = std::mem::take(&mut fixture.outbox.queue).into_iter();
+        let allocated: usize =
+            owned.filter_map(|entry| entry.buffer.into_owned()).map(|memory| memory.capacity()).sum();
+        assert!(allocated <= 2 * bytes, "{allocated} bytes for {bytes}");
     }
 
     #[test]
