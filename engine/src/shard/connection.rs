@@ -133,7 +133,8 @@ impl<S> Connection<'_, S> {
         self.endpoint.outbox().bytes()
     }
 
-    /// How many messages for this connection were dropped so far, for whatever reason.
+    /// How many messages for this connection were dropped while it was open; values that newer ones replaced
+    /// ([`Conflation`](crate::Conflation)) are among them.
     #[must_use]
     pub fn dropped_messages(&self) -> u64 {
         self.endpoint.dropped_messages()

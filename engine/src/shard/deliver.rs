@@ -76,8 +76,9 @@ impl<H: Handler> Shard<H> {
             let sent = context.queue_shared(endpoint, full, frame, messages, key);
             context.counters.deliveries.add(u64::from(sent));
             // One that was given up has a close frame to send, a deadline to set, and perhaps a pause to end.
+            // One whose peer does not read is not looked at for every publication: its send will come back.
             let gave_up = was_open && !endpoint.is_open();
-            if (sent > 0 || gave_up) && !*dirty {
+            if (sent > 0 && endpoint.has_output() || gave_up) && !*dirty {
                 *dirty = true;
                 context.dirty.push(id);
             }
@@ -115,7 +116,10 @@ impl Context {
                 }
             })
         });
-        self.counters.conflated.add(u64::from(replaced));
+        if replaced {
+            self.counters.conflated.add(1);
+            endpoint.note_dropped(1);
+        }
         if status.is_sent() { messages } else { 0 }
     }
 

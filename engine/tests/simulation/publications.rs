@@ -75,10 +75,8 @@ impl Listener {
     /// Of what must come, how much has not: at least, and at most.
     pub(crate) fn unheard(&self) -> (u64, u64) {
         let (mut least, mut most) = (self.missed, self.missed + self.excused);
-        for (stream, queue) in &self.expected {
-            let musts = queue.iter().filter(|expected| expected.must).count() as u64;
-            // Of values that replace each other only the newest must come.
-            least += if stream.topic == CONFLATING { musts.min(1) } else { musts };
+        for queue in self.expected.values() {
+            least += queue.iter().filter(|expected| expected.must).count() as u64;
             most += queue.len() as u64;
         }
         (least, most)
@@ -242,12 +240,12 @@ impl Model {
             return true;
         };
         for passed in queue.drain(..=position).take(position) {
-            // A newer value of the same key takes the place of the older ones.
-            if passed.must && stream.topic != CONFLATING {
+            if passed.must {
                 listener.missed += 1;
+                // A newer value of the same key takes the place of the older ones.
+                self.tally.replaced += u64::from(stream.topic == CONFLATING);
             } else {
                 listener.excused += 1;
-                self.tally.replaced += u64::from(passed.must);
             }
         }
         true

@@ -415,7 +415,8 @@ impl World {
                 model.fail(NOBODY, format!("{name}: {least} is above {most}"));
             }
         }
-        let dropped = counted.dropped_newest + counted.dropped_oldest + counted.dropped_by_close;
+        let at_the_limit = counted.dropped_newest + counted.dropped_oldest + counted.dropped_by_close;
+        let dropped = at_the_limit + counted.conflated;
         if dropped != tally.dropped {
             model.fail(NOBODY, format!("{dropped} dropped in all, {} by connection", tally.dropped));
         }

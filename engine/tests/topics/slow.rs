@@ -154,7 +154,9 @@ fn the_latest_of_each_key_arrives(driver: Driver) {
         // The mark, the keys above it, and the message that passed it.
         let bound = OUTBOX_BYTES / 2 + (KEYS + 1) * frame_bytes(BYTES);
         let state = topics.state(&mut slow);
-        assert!(state.outbox_bytes <= bound && state.dropped == 0, "{state:?}");
+        assert!(state.outbox_bytes <= bound, "{state:?}");
+        // The handler sees what its peer has missed.
+        assert_eq!(state.dropped, topics.server.counters().conflated);
     }
     let conflated = topics.server.counters().conflated as usize;
     let mut last = [None; KEYS];
