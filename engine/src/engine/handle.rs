@@ -60,7 +60,7 @@ pub enum HandleError {
     #[error("the connection is gone")]
     Gone,
     /// The shard's inbox is full: it does not keep up. Try later, or publish less.
-    #[error("the inbox of shard {shard} is full: try later")]
+    #[error("the inbox of shard {shard} is full: it does not keep up")]
     InboxFull {
         /// The shard.
         shard: usize,
@@ -118,7 +118,8 @@ impl EngineHandle {
     /// Publications of one thread to one topic arrive in their order; between threads there is none.
     ///
     /// # Errors
-    /// [`HandleError::InboxFull`] when a shard with subscribers did not take it; the others did.
+    /// [`HandleError::InboxFull`] when a shard with subscribers did not take it. The others did: publishing
+    /// again reaches their subscribers twice.
     pub fn publish<'m>(&self, topic: &str, message: impl Into<Message<'m>>) -> Result<(), HandleError> {
         match self.registry.find(topic) {
             Some(interest) => self.publish_to(&interest, message.into(), 0),
@@ -273,7 +274,7 @@ impl Topic {
     /// Publishes a message, like [`EngineHandle::publish`] but without looking the name up.
     ///
     /// # Errors
-    /// [`HandleError::InboxFull`] when a shard with subscribers did not take it; the others did.
+    /// As [`EngineHandle::publish`].
     pub fn publish<'m>(&self, message: impl Into<Message<'m>>) -> Result<(), HandleError> {
         self.handle.publish_to(&self.interest, message.into(), 0)
     }

@@ -12,15 +12,14 @@ use std::{
     },
 };
 
-use crossbeam_queue::ArrayQueue;
 use rtrb::{Consumer, Producer, RingBuffer};
+
+use super::{Inbox, Weight, inbox::Load};
 
 /// Values in flight from one shard to another.
 const RING_CAPACITY: usize = 1024;
 /// Values that wait for room in a full ring.
 const STAGED_MAX: usize = 16 * 1024;
-/// Values that wait in an inbox.
-const INBOX_CAPACITY: usize = 16 * 1024;
 
 /// There is no room: the receiver does not keep up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +31,7 @@ pub struct MeshEnd<T> {
     index: usize,
     outbound: Vec<Outbound<T>>,
     inbound: Vec<Inbound<T>>,
-    inbox: Arc<ArrayQueue<T>>,
+    inbox: Arc<Inbox<T>>,
 }
 
 #[derive(Debug)]
@@ -41,6 +40,7 @@ struct Outbound<T> {
     staged: VecDeque<T>,
     /// How many values have been sent, staged ones included; written here, read at the other end.
     sent: Arc<AtomicU64>,
+    load: Arc<Load>,
     /// Something was pushed since the bell was last rung.
     unrung: bool,
 }
@@ -49,18 +49,19 @@ struct Outbound<T> {
 struct Inbound<T> {
     ring: Option<Consumer<T>>,
     sent: Arc<AtomicU64>,
+    load: Arc<Load>,
     received: u64,
 }
 
 /// Connects `count` shards. Each gets its end, and everybody may push to the inboxes.
 #[must_use]
-pub fn mesh<T>(count: usize) -> Vec<MeshEnd<T>> {
+pub fn mesh<T: Weight>(count: usize) -> Vec<MeshEnd<T>> {
     let mut ends: Vec<MeshEnd<T>> = (0..count)
         .map(|index| MeshEnd {
             index,
             outbound: Vec::with_capacity(count),
             inbound: Vec::with_capacity(count),
-            inbox: Arc::new(ArrayQueue::new(INBOX_CAPACITY)),
+            inbox: Arc::new(Inbox::new()),
         })
         .collect();
     for from in 0..count {
@@ -72,17 +73,21 @@ pub fn mesh<T>(count: usize) -> Vec<MeshEnd<T>> {
                     (Some(producer), Some(consumer))
                 }
             };
-            let sent = Arc::new(AtomicU64::new(0));
-            let outbound =
-                Outbound { ring: producer, staged: VecDeque::new(), sent: Arc::clone(&sent), unrung: false };
-            ends[from].outbound.push(outbound);
-            ends[to].inbound.push(Inbound { ring: consumer, sent, received: 0 });
+            let (sent, load) = (Arc::new(AtomicU64::new(0)), Arc::new(Load::default()));
+            ends[from].outbound.push(Outbound {
+                ring: producer,
+                staged: VecDeque::new(),
+                sent: Arc::clone(&sent),
+                load: Arc::clone(&load),
+                unrung: false,
+            });
+            ends[to].inbound.push(Inbound { ring: consumer, sent, load, received: 0 });
         }
     }
     ends
 }
 
-impl<T> MeshEnd<T> {
+impl<T: Weight> MeshEnd<T> {
     /// This shard's number.
     #[must_use]
     pub fn index(&self) -> usize {
@@ -97,20 +102,21 @@ impl<T> MeshEnd<T> {
 
     /// The queue through which any thread reaches this shard.
     #[must_use]
-    pub fn inbox(&self) -> Arc<ArrayQueue<T>> {
+    pub fn inbox(&self) -> Arc<Inbox<T>> {
         Arc::clone(&self.inbox)
     }
 
     /// Sends a value to another shard.
     ///
     /// # Errors
-    /// When the ring and the queue behind it are full; the value is dropped.
+    /// When the ring and the queue behind it are full, or too many bytes are on the way; the value is dropped.
     pub fn send(&mut self, to: usize, value: T) -> Result<(), Full> {
         let outbound = self.outbound.get_mut(to).ok_or(Full)?;
         let Some(ring) = outbound.ring.as_mut() else { return Err(Full) };
         if outbound.staged.len() >= STAGED_MAX {
             return Err(Full);
         }
+        outbound.load.add(value.bytes())?;
         // Counted first: who has seen this value has seen the count.
         outbound.sent.store(outbound.sent.load(Ordering::Relaxed) + 1, Ordering::SeqCst);
         outbound.unrung = true;
@@ -151,6 +157,7 @@ impl<T> MeshEnd<T> {
         let inbound = self.inbound.get_mut(from)?;
         let value = inbound.ring.as_mut()?.pop().ok()?;
         inbound.received += 1;
+        inbound.load.remove(value.bytes());
         Some(value)
     }
 
@@ -196,11 +203,18 @@ impl<T> MeshEnd<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mesh::inbox::WAY_BYTES_MAX;
+
+    impl Weight for usize {
+        fn bytes(&self) -> usize {
+            *self
+        }
+    }
 
     #[test]
     fn values_arrive_in_order_through_a_full_ring() {
         let mut ends = mesh::<usize>(2);
-        let count = RING_CAPACITY * 3;
+        let count: usize = RING_CAPACITY * 3;
         let (one, two) = ends.split_at_mut(1);
         let (sender, receiver) = (&mut one[0], &mut two[0]);
         for value in 0..count {
@@ -218,9 +232,19 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let mut ends = mesh::<usize>(2);
-        let sent = (0..).take_while(|value| ends[0].send(1, *value).is_ok()).count();
+        let sent = std::iter::repeat(1).take_while(|value| ends[0].send(1, *value).is_ok()).count();
         assert_eq!(sent, RING_CAPACITY + STAGED_MAX);
         assert_eq!(ends[1].fence(), Some(vec![sent as u64, 0]));
+    }
+
+    #[test]
+    fn the_bytes_on_the_way_are_limited() {
+        let mut ends = mesh::<usize>(2);
+        assert_eq!(ends[0].send(1, WAY_BYTES_MAX), Ok(()));
+        assert_eq!(ends[0].send(1, 1), Err(Full));
+        assert_eq!(ends[1].fence(), Some(vec![1, 0]), "what was refused is not waited for");
+        assert_eq!(ends[1].receive_from(0), Some(WAY_BYTES_MAX));
+        assert_eq!(ends[0].send(1, 1), Ok(()));
     }
 
     #[test]

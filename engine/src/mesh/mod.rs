@@ -7,6 +7,8 @@
 
 mod doorbell;
 mod end;
+mod inbox;
 
 pub use doorbell::{Doorbell, Signal};
 pub use end::{Full, MeshEnd, mesh};
+pub use inbox::{Inbox, Weight};

@@ -6,6 +6,7 @@ use super::{ConnectionId, Message, publish::opcode, registry::TopicInterest};
 use crate::{
     buffer::SharedFrame,
     connection::SendStatus,
+    mesh::Weight,
     protocol::{
         CloseCode,
         frame::{append_frame, frame_bytes},
@@ -53,6 +54,17 @@ pub(crate) enum Envelope {
     Close { id: ConnectionId, code: CloseCode, reason: Box<str>, reply: Reply<Result<(), Gone>> },
     /// Run on the shard's thread with its handler.
     Run(Action),
+}
+
+impl Weight for Envelope {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Publish(publication) => publication.frames.len(),
+            Self::Send { frame, .. } => frame.bytes().len(),
+            Self::Close { reason, .. } => reason.len(),
+            Self::Run(_) => 0,
+        }
+    }
 }
 
 /// What is to be done with a shard's handler.

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::envelope::Envelope;
-use crate::mesh::{MeshEnd, mesh};
+use crate::mesh::{self, MeshEnd, mesh};
 
 /// The queue through which any thread reaches a shard.
-pub(crate) type Inbox = Arc<crossbeam_queue::ArrayQueue<Envelope>>;
+pub(crate) type Inbox = Arc<mesh::Inbox<Envelope>>;
 
 /// A shard's place in the mesh.
 #[derive(Debug)]
