@@ -36,6 +36,8 @@ mod direct;
 mod fanout;
 #[path = "topics/foreign.rs"]
 mod foreign;
+#[path = "topics/relayed.rs"]
+mod relayed;
 #[path = "topics/slow.rs"]
 mod slow;
 #[path = "topics/subscriptions.rs"]

@@ -30,24 +30,44 @@ pub struct Connection<'a, S> {
 /// that it was lent; smaller ones are cheaper to copy.
 pub(super) const RELAYED_BYTES_MIN: usize = 4096;
 
-/// The payload that was lent to the handler, and whether it has sent it on.
+/// The payload that was lent to the handler, and what it has done with it.
 #[derive(Debug, Default)]
 pub(super) struct Lent {
     address: usize,
     bytes: usize,
+    /// Its memory can be given away: it was put together in a buffer that its frame fills.
+    is_whole_buffer: bool,
+    /// It is to be sent back from where it lies.
     pub(super) relayed: Option<OpCode>,
+    /// It is to be published from where it lies.
+    pub(super) published: Option<OpCode>,
 }
 
 impl Lent {
     pub(super) fn new(payload: &[u8]) -> Self {
-        Self { address: payload.as_ptr().addr(), bytes: payload.len(), relayed: None }
+        Self { address: payload.as_ptr().addr(), bytes: payload.len(), ..Self::default() }
+    }
+
+    /// A payload in a buffer that has room for `header_bytes` in front of it.
+    pub(super) fn in_buffer(payload: &[u8], header_bytes: usize) -> Self {
+        let is_whole_buffer = frame_bytes(payload.len()) == header_bytes + payload.len();
+        Self { is_whole_buffer, ..Self::new(payload) }
     }
 
     fn is(&self, payload: &[u8]) -> bool {
         self.bytes >= RELAYED_BYTES_MIN
-            && self.relayed.is_none()
             && self.bytes == payload.len()
             && self.address == payload.as_ptr().addr()
+    }
+
+    fn can_relay(&self, opcode: OpCode, payload: &[u8]) -> bool {
+        self.is(payload) && self.relayed.is_none() && self.published.is_none_or(|other| other == opcode)
+    }
+
+    /// One frame can go to any number of topics, but with one opcode.
+    pub(super) fn can_publish(&self, opcode: OpCode, payload: &[u8]) -> bool {
+        let same = |other: Option<OpCode>| other.is_none_or(|other| other == opcode);
+        self.is_whole_buffer && self.is(payload) && same(self.relayed) && same(self.published)
     }
 }
 
@@ -84,7 +104,7 @@ impl<S> Connection<'_, S> {
         let message = message.into();
         let payload = message.bytes();
         let opcode = opcode(message.kind());
-        if self.context.lent.is(payload)
+        if self.context.lent.can_relay(opcode, payload)
             && let Some(status) = self.endpoint.reserve_relay(payload.len(), &self.context.settings)
         {
             self.context.lent.relayed = Some(opcode);

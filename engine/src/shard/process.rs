@@ -14,7 +14,6 @@ use super::{
     visit::Visit,
 };
 use crate::{
-    buffer::SendBuffer,
     connection::{Event, Phase, Place},
     protocol::{HttpRequest, HttpResponse, SwitchingProtocols, UpgradeRequest},
 };
@@ -97,15 +96,8 @@ impl<H: Handler> Shard<H> {
                     visit.lend(kind, input, payload, relay);
                 }
                 Some(Event::Message(kind, Place::Assembly)) => {
-                    let (mut assembly, start) = slot.endpoint.take_assembly();
-                    let (payload, mut relay) = (start..assembly.len(), None);
-                    visit.lend(kind, &mut assembly, payload, &mut relay);
-                    if let Some(range) = relay {
-                        assembly.truncate(range.end);
-                        visit.handle_relayed(0, SendBuffer::owned(assembly, range.start));
-                    } else {
-                        visit.context.corks.give(assembly);
-                    }
+                    let (assembly, start) = slot.endpoint.take_assembly();
+                    visit.lend_assembly(kind, assembly, start);
                 }
                 Some(Event::Ping) => context.counters.pings_received.add(1),
                 Some(Event::Pong) => {

@@ -313,6 +313,24 @@ impl TopicTable {
         true
     }
 
+    /// Takes a message whose frame is [handed in](Self::hand_in) before anything is delivered. Answers whether
+    /// anybody will get it.
+    pub(super) fn post_lent(&mut self, index: u32, post: Post<'_>) -> bool {
+        let wanted = self.topics[index as usize].interest.subscribers() > 0;
+        if wanted {
+            self.push_alone(index, post, Arc::default());
+        }
+        wanted
+    }
+
+    /// The frame of what was [lent](Self::post_lent).
+    pub(super) fn hand_in(&mut self, frame: &Arc<Vec<u8>>) {
+        // No frame is empty.
+        for ready in self.ready.iter_mut().filter(|ready| ready.publication.frames.is_empty()) {
+            ready.publication.frames = Arc::clone(frame);
+        }
+    }
+
     /// Takes frames that were published elsewhere.
     pub(super) fn post_foreign(&mut self, index: u32, publication: Publication) {
         let settings = &self.topics[index as usize].settings;
@@ -434,17 +452,19 @@ impl TopicTable {
     }
 
     fn post_alone(&mut self, index: u32, post: Post<'_>) {
+        let mut frame = Vec::with_capacity(frame_bytes(post.payload.len()));
+        append_frame(&mut frame, post.opcode, post.payload);
+        self.push_alone(index, post, Arc::new(frame));
+    }
+
+    fn push_alone(&mut self, index: u32, post: Post<'_>, frame: Arc<Vec<u8>>) {
         self.seal(index);
-        let topic = &self.topics[index as usize];
-        let mut frames = Vec::with_capacity(frame_bytes(post.payload.len()));
-        append_frame(&mut frames, post.opcode, post.payload);
-        let own =
-            post.publisher.map(|publisher| [OwnFrame { publisher, start: 0, end: frames.len() }].into());
+        let end = frame_bytes(post.payload.len());
         let publication = Publication {
-            topic: Arc::clone(&topic.interest),
-            frames: Arc::new(frames),
+            topic: Arc::clone(&self.topics[index as usize].interest),
+            frames: frame,
             count: 1,
-            own,
+            own: post.publisher.map(|publisher| [OwnFrame { publisher, start: 0, end }].into()),
             key: post.key,
         };
         self.ready.push_back(Ready { topic: index, publication, route: Route::Everywhere });

@@ -3,6 +3,7 @@
 use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
 };
 
 use super::{
@@ -10,7 +11,7 @@ use super::{
     connection::{Lent, RELAYED_BYTES_MIN},
 };
 use crate::{
-    buffer::SendBuffer,
+    buffer::{LocalFrame, SendBuffer, SharedFrame},
     protocol::{
         CloseCode, MessageKind, OpCode,
         frame::{append_frame, write_header_before},
@@ -86,17 +87,43 @@ impl<H: Handler> Visit<'_, H> {
         relay: &mut Option<Range<usize>>,
     ) {
         let bytes = &input[payload.clone()];
-        if payload.len() >= RELAYED_BYTES_MIN && relay.is_none() {
-            self.context.lent = Lent::new(bytes);
+        let lent = if relay.is_none() { Lent::new(bytes) } else { Lent::default() };
+        if let Some(opcode) = self.lend_as(lent, kind, bytes).relayed {
+            *relay = self.settle_relay(opcode, input, payload);
         }
+    }
+
+    /// Lends a message that was put together in a buffer of its own, from `start` on, which the handler can
+    /// have sent and published.
+    pub(super) fn lend_assembly(&mut self, kind: MessageKind, mut assembly: Vec<u8>, start: usize) {
+        // One that is given away takes its memory along: not much more than it has.
+        let fits = assembly.capacity() <= 2 * assembly.len();
+        let bytes = &assembly[start..];
+        let lent = if fits { Lent::in_buffer(bytes, start) } else { Lent::new(bytes) };
+        let Lent { relayed, published, .. } = self.lend_as(lent, kind, &assembly[start..]);
+        let payload_bytes = assembly.len() - start;
+        let Some(opcode) = published.or(relayed) else { return self.context.corks.give(assembly) };
+        // There is room in front of every assembly.
+        let frame_start = write_header_before(&mut assembly, start, opcode, payload_bytes).unwrap_or(start);
+        if published.is_none() {
+            return self.handle_relayed(0, SendBuffer::owned(assembly, frame_start));
+        }
+        let frame = Arc::new(assembly);
+        self.context.topics.hand_in(&frame);
+        if relayed.is_some() {
+            self.handle_relayed(0, SendBuffer::shared(LocalFrame::new(SharedFrame::new(frame))));
+        }
+    }
+
+    /// Lends a message, and answers what the handler did with its payload.
+    fn lend_as(&mut self, lent: Lent, kind: MessageKind, bytes: &[u8]) -> Lent {
+        self.context.lent = lent;
         self.call(|handler, connection| {
             if let Some(message) = receive_message(connection, kind, bytes) {
                 handler.on_message(connection, message);
             }
         });
-        if let Some(opcode) = std::mem::take(&mut self.context.lent).relayed {
-            *relay = self.settle_relay(opcode, input, payload);
-        }
+        std::mem::take(&mut self.context.lent)
     }
 
     /// `sent` bytes of a relayed frame have left, `rest` has not.
