@@ -49,7 +49,7 @@ def parse_options():
     parser.add_argument("--seconds", type=float, metavar="S", help="length of one measurement")
     parser.add_argument("--wait", choices=("sleep", "spin"), default="sleep", help="how the client waits for replies")
     parser.add_argument("--server-cpus", type=cpu_list, metavar="LIST", help="the last core by default")
-    parser.add_argument("--client-cpus", type=cpu_list, metavar="LIST", help="the first core by default")
+    parser.add_argument("--client-cpus", type=cpu_list, metavar="LIST", help="the first core by default; echo has a thread for each")
     parser.add_argument("--output", type=pathlib.Path, metavar="FOLDER", help="instead of a new one under bench/results")
     parser.add_argument("--target", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
@@ -79,6 +79,7 @@ class Session:
         self.records = []
         self.notes = []
         self.rates = {}
+        self.ticks = machine.cpu_ticks()
         self.folder = self.output_folder()
         (self.folder / "raw").mkdir(parents=True, exist_ok=True)
         self.log = self.target / "bench-server.log"
@@ -131,6 +132,15 @@ class Session:
             return 0.2, self.options.seconds or scenario.get("quick_seconds", 0.8)
         return 0.5, self.options.seconds or scenario.get("seconds", 2.0)
 
+    def load_of(self, scenario):
+        """The load generator's arguments, without server, timing and cores."""
+        return scenario.get("smoke", scenario["load"]) if self.options.smoke else scenario["load"]
+
+    def client_threads_of(self, scenario):
+        """The load generator's threads: one for each of the client's cores where it can share out its connections."""
+        can_share = scenario["report"] == "cost" and scenario["load"][0] == "echo"
+        return len(self.client_cpus) if can_share else 1
+
     # ---- how ----
 
     def install(self):
@@ -147,6 +157,7 @@ class Session:
         plan = [(scenario, self.contestants(scenario)) for scenario in self.scenarios]
         left = sum(self.estimate(scenario) * self.rounds_of(scenario) * len(engines) for scenario, engines in plan)
         say(f"server on core {commas(self.server_cpus)}, client on {commas(self.client_cpus)}, about {minutes(left)}")
+        self.ticks = machine.cpu_ticks()
         for scenario, engines in plan:
             rounds = self.rounds_of(scenario)
             failures = dict.fromkeys((engine.name for engine in engines), 0)
@@ -160,6 +171,7 @@ class Session:
                         continue
                     done = self.measure_one(scenario, engine, round_number, rounds, max(left, 0))
                     failures[engine.name] += not done
+        self.ticks = machine.cpu_ticks().since(self.ticks)
 
     def contestants(self, scenario):
         """The engines that can serve the scenario; the others are noted."""
@@ -230,20 +242,21 @@ class Session:
         command = engine.command(mode_of(scenario, engine), port)
         if scenario["report"] == "mesh":
             # The engine is inside the load generator.
-            arguments = [*command[1:], *scenario["load"], "--warm-up", str(warm_up), "--seconds", str(seconds)]
+            arguments = [*command[1:], *self.load_of(scenario), "--warm-up", str(warm_up), "--seconds", str(seconds)]
             return measure.load(command[0], arguments, warm_up + seconds)
         server_cpus, client_cpus = self.server_cpus, self.client_cpus
         if scenario.get("spread"):
             server_cpus = client_cpus = self.all_cpus
         with measure.server(command, port, server_cpus, self.log) as server:
             if scenario["report"] == "yardstick":
-                arguments = [part.format(port=port) for part in scenario["load"]]
-                return measure.yardstick(self.load_test, arguments, server, client_cpus)
-            load = scenario.get("smoke", scenario["load"]) if self.options.smoke else scenario["load"]
-            arguments = [*load, *extra, "--server", f"127.0.0.1:{port}", "--server-pid", str(server.pid)]
+                arguments = [part.format(port=port) for part in self.load_of(scenario)]
+                return measure.yardstick(self.load_test, arguments, server, server_cpus, client_cpus)
+            arguments = [*self.load_of(scenario), *extra, "--server", f"127.0.0.1:{port}", "--server-pid", str(server.pid)]
             arguments += ["--wait", self.options.wait]
             if not scenario.get("spread"):
                 arguments += ["--cpus", commas(client_cpus)]
+            if self.client_threads_of(scenario) > 1:
+                arguments += ["--threads", str(self.client_threads_of(scenario))]
             if not scenario.get("untimed"):
                 arguments += ["--warm-up", str(warm_up), "--seconds", str(seconds)]
             return measure.load(self.generator, arguments, warm_up + seconds)
@@ -264,8 +277,11 @@ class Session:
             commit=commit(),
             date=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
             machine=machine.describe(),
+            stolen=self.ticks.stolen_share(),
             server_cpus=commas(self.server_cpus),
             client_cpus=commas(self.client_cpus),
+            client_threads={scenario["name"]: self.client_threads_of(scenario) for scenario in self.scenarios},
+            loads={scenario["name"]: " ".join(self.load_of(scenario)) for scenario in self.scenarios},
             wait=self.options.wait,
             rounds={scenario["name"]: self.rounds_of(scenario) for scenario in self.scenarios},
             timing={scenario["name"]: self.timing_of(scenario) for scenario in self.scenarios},
