@@ -103,11 +103,6 @@ def last_words(log):
     return re.sub(r"(?<![\w:/.])/(?:[^\s/:]+/)+", "", lines[-1])[:200] if lines else "it said nothing"
 
 
-def is_installed(engine):
-    """Whether a peer was installed, from whatever state of its files."""
-    return engine.folder is None or (pathlib.Path(engine.places["peer"]) / "installed").exists()
-
-
 def fingerprint(folder):
     """Changes when any file of the peer does."""
     digest = hashlib.sha256()

@@ -12,11 +12,13 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 import tomllib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import engines as engine_files
@@ -26,8 +28,6 @@ import report
 
 BENCH = pathlib.Path(__file__).resolve().parent.parent
 REFERENCE = "uwebsockets"
-# What a quick run without --engine compares.
-QUICK_ENGINES = ("ringwire", "ringwire-epoll", "ringwire-two", REFERENCE)
 # Short rounds and many of them: a machine's bad moments then spoil a few figures, not all a little.
 COST_ROUNDS = 9
 OTHER_ROUNDS = 5
@@ -53,8 +53,12 @@ def main():
 
 def parse_options():
     parser = argparse.ArgumentParser(prog="scripts/bench.sh", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="three short rounds: within five minutes")
-    parser.add_argument("--smoke", action="store_true", help="every scenario for a moment, as a test; no report")
+    parser.add_argument(
+        "--quick", action="store_true",
+        help="three short rounds of ours and uWebSockets, and a look at the others: within five minutes, not counting what is "
+        "built and installed before",
+    )
+    parser.add_argument("--smoke", action="store_true", help="every scenario for a moment, as a test")
     parser.add_argument("--scenario", action="append", metavar="NAME", help="only this one; may be repeated")
     parser.add_argument("--engine", action="append", metavar="NAME", help="only this one; may be repeated")
     parser.add_argument(
@@ -89,6 +93,8 @@ class Session:
 
     def __init__(self, options):
         self.options = options
+        # Without being told, these measure ours and the reference; the other peers only in a few scenarios.
+        self.is_brief = (options.quick or options.smoke) and not options.engine
         self.started = time.monotonic()
         self.target = options.target.resolve()
         self.generator = self.target / "release" / "ringwire-bench"
@@ -128,23 +134,27 @@ class Session:
         wanted = self.options.engine
         if unknown := set(wanted or ()) - set(names):
             sys.exit(f"no such engine: {', '.join(unknown)}; there are {', '.join(names)}")
-        if not wanted and (self.options.quick or self.options.smoke):
-            wanted = QUICK_ENGINES
         return [engine for engine in engines if not wanted or engine.name in wanted]
 
     def output_folder(self):
         if self.options.smoke:
-            return self.target / "bench-smoke"
+            folder = self.target / "bench-smoke"
+            shutil.rmtree(folder, ignore_errors=True)
+            return folder
         if self.options.output:
             return self.options.output
         name = datetime.datetime.now().strftime("%Y-%m-%d-%H%M-") + machine.slug()
         return BENCH / "results" / name
 
+    def is_of_the_field(self, engine):
+        """Whether a brief run measures this engine only where it measures the whole field."""
+        return self.is_brief and engine.folder is not None and engine.name != REFERENCE
+
     def is_invited(self, scenario, engine):
         """Whether the engine is measured without being asked for."""
         if "engines" in scenario and engine.name not in scenario["engines"]:
             return False
-        return True
+        return scenario.get("field", False) or not self.is_of_the_field(engine)
 
     def rounds_of(self, scenario):
         if self.options.smoke:
@@ -176,11 +186,9 @@ class Session:
     # ---- how ----
 
     def install(self):
-        for engine in self.engines:
-            if not self.options.smoke:
-                engine_files.install(engine, say)
-            elif not engine_files.is_installed(engine):
-                engine.missing = "not installed"
+        """Installs the peers, several at a time: nothing is measured meanwhile."""
+        with ThreadPoolExecutor(max(len(self.all_cpus), 2)) as pool:
+            list(pool.map(lambda engine: engine_files.install(engine, say), self.engines))
         # A quick run's budget is for all but this, which happens once.
         self.started = time.monotonic()
 
@@ -207,7 +215,9 @@ class Session:
         able = self.contestants(scenario)
         for round_number in range(1, self.rounds_of(scenario) + 1):
             for engine in in_turn(able, round_number):
-                yield Turn(scenario, engine, round_number, self.estimate(scenario, round_number))
+                # Once is enough for a look at the whole field.
+                if round_number == 1 or not self.is_of_the_field(engine):
+                    yield Turn(scenario, engine, round_number, self.estimate(scenario, round_number))
 
     def contestants(self, scenario):
         """The engines that can serve the scenario; the others are noted."""
