@@ -124,7 +124,9 @@ class Session:
             sys.exit(f"no such scenario: {', '.join(unknown)}; there are {', '.join(names)}")
         if wanted:
             return [scenario for scenario in scenarios if scenario["name"] in wanted]
-        if self.options.quick or self.options.smoke:
+        if self.options.smoke:
+            return [scenario for scenario in scenarios if scenario.get("quick", True) or "smoke" in scenario]
+        if self.options.quick:
             return [scenario for scenario in scenarios if scenario.get("quick", True)]
         return scenarios
 
@@ -319,8 +321,6 @@ class Session:
     # ---- what came out ----
 
     def finish(self):
-        if self.options.smoke:
-            return self.finish_smoke()
         context = report.Context(
             command="scripts/bench.sh " + shlex.join(own_arguments()),
             commit=commit(),
@@ -339,21 +339,26 @@ class Session:
         )
         path = report.write(self.folder, context, self.scenarios, self.engines, self.records)
         say(f"{minutes(time.monotonic() - self.started)} of measuring; report: {os.path.relpath(path)}")
-        failed = sum("failure" in record for record in self.records)
-        if failed:
-            say(f"{failed} measurements failed")
-        return 0 if any("results" in record for record in self.records) else 1
-
-    def finish_smoke(self):
-        """A test's closing line. An engine that is not there is skipped; one that fails, fails."""
         passed = sum("results" in record for record in self.records)
         failed = sum("failure" in record for record in self.records)
-        for record in self.records:
-            if "obstacle" in record:
-                say(f"skipped: {record['scenario']} {record['engine']}: {record['obstacle']}")
-        skipped = sum("obstacle" in record for record in self.records)
-        print(f"{passed} passed, {failed} failed, {skipped} skipped", flush=True)
-        return 1 if failed or not passed else 0
+        if self.options.smoke:
+            self.close_test(passed, failed)
+            return 1 if failed or not passed else 0
+        if failed:
+            say(f"{failed} measurements failed")
+        return 0 if passed else 1
+
+    def close_test(self, passed, failed):
+        """A test's closing line. What could not be had is skipped, what no engine is made for does not count."""
+        skipped = [
+            f"{record['scenario']} {record['engine']}: {record['obstacle']}" for record in self.records
+            if record.get("obstacle", engine_files.NO_MODE) != engine_files.NO_MODE
+        ]
+        if not any(self.folder.glob("*.svg")):
+            skipped.append("plots: matplotlib is not installed")
+        for line in skipped:
+            say(f"skipped: {line}")
+        print(f"{passed} passed, {failed} failed, {len(skipped)} skipped", flush=True)
 
 
 def in_turn(engines, round_number):
