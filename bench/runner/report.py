@@ -392,19 +392,22 @@ def remarks(table, scenario):
         failures = [record["failure"] for record in own if "failure" in record]
         if failures:
             lines.append(f"- {engine.title}: {len(failures)} failed: {failures[0]}.")
-        # Where server and client share the cores, they disturb each other, and that is meant.
-        disturbed = 0 if scenario.get("spread") else sum(is_disturbed(record) for record in own)
+        # Where server and client share cores, they disturb each other, and that is meant.
+        disturbed = 0 if shares_cores(table.context, scenario) else sum(is_disturbed(record) for record in own)
         if disturbed:
             lines.append(f"- {engine.title}: in {disturbed} of {len(own)} measurements others used its core too.")
         # A client that spins is always busy.
         limited = sum(is_limited_by_client(record) for record in own) if table.context.wait == "sleep" else 0
         if limited:
-            lines.append(
-                f"- {engine.title}: in {limited} of {len(own)} measurements the client was the limit, not the server: what is per "
-                "second, and how late, is the client's."
-            )
+            is_open_loop = any(pick(record, ("results", "client_lateness")) for record in own)
+            meaning = "latencies are partly its own" if is_open_loop else "what is per second says how fast the client is"
+            lines.append(f"- {engine.title}: in {limited} of {len(own)} measurements the client was the limit: {meaning}.")
     lines += [f"- {', '.join(titles)}: {obstacle}." for obstacle, titles in obstacles.items()]
     return [""] + lines if lines else []
+
+
+def shares_cores(context, scenario):
+    return scenario.get("spread", False) or bool(set(context.server_cpus.split(",")) & set(context.client_cpus.split(",")))
 
 
 def is_disturbed(record):
