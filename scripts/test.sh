@@ -11,6 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-target}
 logs=$target/test
+source scripts/need.sh
 drivers=(io-uring epoll)
 clients=(python node tungstenite chromium)
 fuzz_seconds=20
@@ -151,28 +152,6 @@ about() {
 absolute() {
     mkdir -p "$1"
     (cd "$1" && pwd)
-}
-
-# need COMMAND PACKAGE...: the command, from Debian's packages if need be.
-need() {
-    local command=$1
-    shift
-    if is_there "$command"; then return; fi
-    command -v apt-get >/dev/null || skip "$command is missing, and there is no apt-get"
-    [ "$(id -u)" -eq 0 ] || skip "$command is missing: apt-get install $*"
-    echo "installing $*"
-    if [ ! -e "$logs/apt-updated" ]; then
-        apt-get update >"$logs/apt.log" 2>&1 || true
-        touch "$logs/apt-updated"
-    fi
-    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" >>"$logs/apt.log" 2>&1 || true
-    is_there "$command" || skip "$command is missing, and apt-get install $* did not bring it"
-}
-
-is_there() {
-    command -v "$1" >/dev/null || return 1
-    # Debian's python3 comes without what makes virtual environments.
-    [ "$1" != python3 ] || python3 -c 'import ensurepip, venv' 2>/dev/null
 }
 
 # Containers often forbid io_uring. Asked of the kernel, not of the engine, whose failure must not look like that.

@@ -2,12 +2,14 @@
 
 import hashlib
 import pathlib
+import re
 import shutil
 import subprocess
 import tomllib
 from dataclasses import dataclass, field
 
 INSTALL_TIMEOUT_S = 900
+NO_MODE = "has no such mode here"
 
 
 @dataclass
@@ -37,7 +39,7 @@ class Engine:
             return self.missing
         command = self.command(mode, 0)
         if command is None:
-            return "has no such mode here"
+            return NO_MODE
         if shutil.which(command[0]) is None:
             return "not built"
         return ""
@@ -85,15 +87,20 @@ def install(engine, say):
                 check=True, timeout=INSTALL_TIMEOUT_S,
             )
         stamp.write_text(wanted)
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = f"exit code {error.returncode}" if isinstance(error, subprocess.CalledProcessError) else type(error).__name__
-        engine.missing = f"could not be installed ({reason})"
+    except subprocess.TimeoutExpired:
+        engine.missing = f"could not be installed within {INSTALL_TIMEOUT_S} s"
+    except (OSError, subprocess.SubprocessError):
+        engine.missing = f"could not be installed: {last_words(log)}"
+    if engine.missing:
         say(f"{engine.title} {engine.missing}; see its install.log under the target folder")
 
 
-def is_installed(engine):
-    """Whether a peer was installed, from whatever state of its files."""
-    return engine.folder is None or (pathlib.Path(engine.places["peer"]) / "installed").exists()
+def last_words(log):
+    """The last line of an installer's log that says something, without the folders of this machine."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    # npm's last line only says where it says more.
+    lines = [line for line in lines if line and "complete log of this run" not in line]
+    return re.sub(r"(?<![\w:/.])/(?:[^\s/:]+/)+", "", lines[-1])[:200] if lines else "it said nothing"
 
 
 def fingerprint(folder):

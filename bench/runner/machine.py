@@ -5,6 +5,10 @@ import pathlib
 import platform
 import re
 import subprocess
+from collections import Counter
+from dataclasses import dataclass
+
+CPUS = pathlib.Path("/sys/devices/system/cpu")
 
 
 def describe():
@@ -15,7 +19,8 @@ def describe():
         ("Memory", memory()),
         ("Kernel", f"{platform.system()} {platform.release()}"),
         ("Virtual machine", "yes" if " hypervisor " in first_line("/proc/cpuinfo", "flags") + " " else "no"),
-        ("Frequency governor", read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not exposed"),
+        ("Threads that share a core (SMT)", siblings()),
+        ("Frequency governor", governors()),
         ("Mitigations", mitigations()),
         ("Open files", open_files()),
         ("rustc", tool("rustc", "--version")),
@@ -23,6 +28,38 @@ def describe():
         ("node", tool("node", "--version")),
         ("python", platform.python_version()),
     ]
+
+
+@dataclass
+class CpuTicks:
+    """What CPUs did since the machine started, in ticks."""
+
+    idle: int = 0
+    stolen: int = 0
+    total: int = 0
+
+    def since(self, earlier):
+        return CpuTicks(self.idle - earlier.idle, self.stolen - earlier.stolen, self.total - earlier.total)
+
+    def busy_share(self):
+        return 1 - self.idle / max(self.total, 1)
+
+    def stolen_share(self):
+        return self.stolen / max(self.total, 1)
+
+
+def cpu_ticks(cpus=None):
+    """The ticks of these CPUs, or of all."""
+    names = {"cpu"} if cpus is None else {f"cpu{cpu}" for cpu in cpus}
+    sums = CpuTicks()
+    for line in read("/proc/stat").splitlines():
+        name, *fields = line.split()
+        if name in names:
+            user, nice, system, idle, iowait, irq, softirq, steal = map(int, fields[:8])
+            sums.idle += idle + iowait
+            sums.stolen += steal
+            sums.total += user + nice + system + idle + iowait + irq + softirq + steal
+    return sums
 
 
 def slug():
@@ -36,13 +73,23 @@ def cpu_model():
     return first_line("/proc/cpuinfo", "model name").partition(":")[2].strip() or platform.machine()
 
 
+def siblings():
+    shared = {read(file) for file in CPUS.glob("cpu[0-9]*/topology/thread_siblings_list")}
+    return "; ".join(sorted(cpus for cpus in shared if cpus and not cpus.isdigit())) or "none exposed"
+
+
+def governors():
+    counts = Counter(read(file) for file in CPUS.glob("cpu[0-9]*/cpufreq/scaling_governor"))
+    return ", ".join(f"{name} on {count}" for name, count in counts.most_common()) or "not exposed"
+
+
 def memory():
     match = re.search(r"MemTotal:\s+(\d+)", read("/proc/meminfo"))
     return f"{int(match[1]) / 1024 / 1024:.0f} GiB" if match else "unknown"
 
 
 def mitigations():
-    folder = pathlib.Path("/sys/devices/system/cpu/vulnerabilities")
+    folder = CPUS / "vulnerabilities"
     states = ((file.name, read(file)) for file in sorted(folder.glob("*"))) if folder.exists() else ()
     concerned = [f"{name}: {state}" for name, state in states if state != "Not affected"]
     return "; ".join(concerned) or "none needed"

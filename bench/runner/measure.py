@@ -11,6 +11,8 @@ import socket
 import subprocess
 import time
 
+import machine
+
 READY_TIMEOUT_S = 15
 STOP_TIMEOUT_S = 3
 LOAD_SLACK_S = 120
@@ -69,7 +71,7 @@ def load(generator, arguments, timeout):
     return json.loads(run.stdout)
 
 
-def yardstick(program, arguments, server_process, cpus):
+def yardstick(program, arguments, server_process, server_cpus, client_cpus):
     """Runs uWebSockets' load_test over one of its four-second intervals and gives figures named like ours."""
     if not pathlib.Path(program).exists():
         raise Failure("load_test is not built")
@@ -77,15 +79,17 @@ def yardstick(program, arguments, server_process, cpus):
     ours, theirs = pty.openpty()
     client = subprocess.Popen(
         [program, *arguments], stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs,
-        preexec_fn=lambda: os.sched_setaffinity(0, cpus),
+        preexec_fn=lambda: os.sched_setaffinity(0, client_cpus),
     )
     os.close(theirs)
     try:
         with open(ours, "r", errors="replace") as lines:
             next_rate(lines)
+            ticks_before = machine.cpu_ticks(server_cpus)
             before = (cpu_seconds(server_process.pid), cpu_seconds(client.pid), time.monotonic())
             rate = next_rate(lines)
             after = (cpu_seconds(server_process.pid), cpu_seconds(client.pid), time.monotonic())
+            ticks = machine.cpu_ticks(server_cpus).since(ticks_before)
     finally:
         client.send_signal(signal.SIGKILL)
         client.wait()
@@ -101,6 +105,7 @@ def yardstick(program, arguments, server_process, cpus):
                 "server_cpu_us_per_message": server_cpu / messages * 1e6,
                 "client_cpu_us_per_message": client_cpu / messages * 1e6,
                 "server_busy": server_cpu / seconds,
+                "server_core_busy": ticks.busy_share(),
                 "client_busy": client_cpu / seconds,
             },
         },

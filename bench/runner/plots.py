@@ -26,10 +26,9 @@ def draw(folder, table, scenarios):
         if not table.measured(scenario):
             continue
         name = scenario["name"]
-        if scenario["report"] in ("cost", "scheduled", "yardstick"):
-            drawn[name] = [bars(folder, table, scenario, report.COST, "server CPU, us per message")]
-        elif scenario["report"] == "connect":
-            drawn[name] = [bars(folder, table, scenario, report.COST, "server CPU, us per handshake")]
+        one, _ = report.unit(scenario)
+        if scenario["report"] in ("cost", "scheduled", "yardstick", "connect"):
+            drawn[name] = [bars(folder, table, scenario, report.COST, f"server CPU, us per {one}")]
         elif scenario["report"] == "idle":
             drawn[name] = [bars(folder, table, scenario, report.IDLE, "resident bytes per connection")]
         elif scenario["report"] == "rate":
@@ -38,12 +37,12 @@ def draw(folder, table, scenarios):
 
 
 def bars(folder, table, scenario, path, label):
-    """One bar per engine, best on top, with the spread of its rounds."""
+    """One bar per engine, best on top, with the quartiles of its rounds."""
     engines = table.measured(scenario)
     figures = [table.figures(scenario, engine, path) for engine in engines]
     medians = [statistics.median(own) for own in figures]
-    low = [max(median - min(own), 0) for median, own in zip(medians, figures)]
-    high = [max(max(own) - median, 0) for median, own in zip(medians, figures)]
+    low = [median - report.quartiles(own)[0] for median, own in zip(medians, figures)]
+    high = [report.quartiles(own)[1] - median for median, own in zip(medians, figures)]
     figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.38 * len(engines)))
     positions = range(len(engines))
     colours = [colour(table, engine) for engine in engines]
@@ -69,7 +68,7 @@ def curves(folder, table, scenario):
             figures = (table.median(scenario, engine, path, share) for share in scenario["shares"])
             return [figure for figure in figures if figure is not None]
 
-        rates = medians("rate")
+        rates = medians(*report.THROUGHPUT)
         tint = OURS if engine.name == "ringwire" else palette(index % 20)
         axes.plot(rates, medians(*report.LATENCY, "p99_us"), marker="o", color=tint, label=engine.title)
         axes.plot(rates, medians(*report.LATENCY, "p50_us"), marker=".", color=tint, linestyle=":")
@@ -78,7 +77,7 @@ def curves(folder, table, scenario):
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(EngFormatter(sep=""))
         axis.set_minor_formatter(EngFormatter(sep=""))
-    axes.set_xlabel("messages per second")
+    axes.set_xlabel(f"{report.unit(scenario)[1]} per second")
     axes.set_ylabel("latency, us (line p99, dots p50)")
     axes.set_title(scenario["title"], loc="left", fontsize=10)
     axes.legend(fontsize=8)

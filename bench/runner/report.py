@@ -1,6 +1,7 @@
 """The report of a session: tables in Markdown, plots beside it, and all figures in results.json.
 
-The text holds no name or path of the machine. Ratios are taken pair by pair within a round, then their median.
+The text holds no name or path of the machine. Ratios are taken pair by pair within a round, then their median and
+quartiles.
 """
 
 import json
@@ -22,6 +23,9 @@ KERNEL = ("results", "kernel", "both_ends_bytes_per_connection")
 
 # More than this of the server's core used by somebody else: the figures of that run are doubtful.
 DISTURBED = 0.1
+# A client as busy as this, in front of a server's core that is less busy than that, is the limit.
+CLIENT_BUSY_MIN = 0.95
+SERVER_IDLE_MAX = 0.9
 
 
 @dataclass
@@ -32,8 +36,11 @@ class Context:
     commit: str
     date: str
     machine: list
+    stolen: float
     server_cpus: str
     client_cpus: str
+    client_threads: dict
+    loads: dict
     wait: str
     rounds: dict
     timing: dict
@@ -104,33 +111,37 @@ class Table:
         figures = self.figures(scenario, engine, path, share)
         return statistics.median(figures) if figures else None
 
-    def ratio(self, scenario, engine, path):
-        """The median of the ratios to the reference, each within one round."""
+    def reference(self, scenario):
+        """The engine that ratios are to, if it took part in the session."""
         name = scenario.get("reference", self.context.reference)
-        reference = next((e for e in self.engines if e.name == name), None)
+        return next((engine for engine in self.engines if engine.name == name), None)
+
+    def ratios(self, scenario, engine, path):
+        """The ratios to the reference, each within one round."""
+        reference = self.reference(scenario)
         if reference is None:
-            return None
+            return []
         theirs = self.runs(scenario, reference)
         pairs = [
             (pick(run, path), pick(theirs[number], path))
             for number, run in self.runs(scenario, engine).items() if number in theirs
         ]
-        ratios = [one / other for one, other in pairs if one is not None and other]
-        return statistics.median(ratios) if ratios else None
+        return [one / other for one, other in pairs if one is not None and other]
+
+    def rounds(self, scenario, engine):
+        """In how many rounds the engine gave figures."""
+        return len({
+            record["round"] for record in self.records
+            if "results" in record and record["scenario"] == scenario["name"] and record["engine"] == engine.name
+        })
 
     def measured(self, scenario):
         """The engines that gave figures, best first by the scenario's main figure."""
         path = {"connect": COST, "idle": IDLE}.get(scenario["report"], COST)
-        engines = [engine for engine in self.engines if self.any_run(scenario, engine)]
+        engines = [engine for engine in self.engines if self.rounds(scenario, engine)]
         if scenario["report"] in ("mesh", "rate", "slow"):
             return engines
         return sorted(engines, key=lambda engine: self.median(scenario, engine, path) or 0)
-
-    def any_run(self, scenario, engine):
-        return any(
-            "results" in record and record["scenario"] == scenario["name"] and record["engine"] == engine.name
-            for record in self.records
-        )
 
 
 def header(context):
@@ -138,12 +149,14 @@ def header(context):
     lines += ["| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in context.machine]
     lines += [
-        f"| Server's core | {context.server_cpus} |",
-        f"| Client's core | {context.client_cpus}, one thread, waits by {context.wait} |",
+        f"| CPU stolen by other virtual machines during the run | {context.stolen:.1%} |",
+        f"| Server's cores | {context.server_cpus} |",
+        f"| Client's cores | {context.client_cpus}, one thread where nothing else is said, waits by {context.wait} |",
         "",
-        "CPU is user and system time of all the server's threads, in microseconds per message. Ratios are pairwise within a "
-        f"round, {context.reference} = 1.00; lower is better. Every reply is compared byte by byte. How it is measured, and "
-        "what that leaves out, is in bench/README.md.",
+        "CPU is user and system time of all the server's threads, in microseconds. Figures are medians over the rounds, with "
+        "their quartiles where it says so. Ratios are taken pair by pair within a round, then their median and quartiles; "
+        f"{context.reference} = 1.00 unless the table names another; lower is better. Every reply is compared byte by byte. "
+        "How it is measured, and what that leaves out, is in bench/README.md.",
     ]
     lines += [line for note in context.notes for line in ("", f"**{note}**")]
     return lines
@@ -161,23 +174,70 @@ def conditions(context, scenario):
     rounds = context.rounds[scenario["name"]]
     warm_up, seconds = context.timing[scenario["name"]]
     timing = "" if scenario.get("untimed") or scenario["report"] == "yardstick" else f" of {seconds:g} s after {warm_up:g} s of warm-up"
-    load = " ".join(scenario["load"]).replace("{port}", "PORT")
-    program = "load_test" if scenario["report"] == "yardstick" else "ringwire-bench"
-    return [f"`{program} {load}`, {rounds} round{'s' if rounds > 1 else ''}{timing}.", ""]
+    load = context.loads[scenario["name"]].replace("{port}", "PORT")
+    program = {"yardstick": "load_test", "mesh": "ringwire-bench mesh"}.get(scenario["report"], "ringwire-bench")
+    threads = context.client_threads[scenario["name"]]
+    client = f", {threads} client threads" if threads > 1 else ""
+    return [f"`{program} {load}`, {rounds} round{'s' if rounds > 1 else ''}{timing}{client}.", ""]
+
+
+def unit(scenario):
+    """What a figure is per: its name for one and for many."""
+    if scenario["report"] == "connect":
+        return "handshake", "handshakes"
+    return ("delivery", "deliveries") if scenario["load"][0] == "fanout" else ("message", "messages")
+
+
+def ratio_title(table, scenario):
+    """The head of a column of ratios, which names a reference of the scenario's own."""
+    reference = table.reference(scenario)
+    own = "reference" in scenario and reference is not None
+    return f"ratio to {reference.title} (quartiles)" if own else "ratio (quartiles)"
+
+
+def ratio_cell(table, scenario, engine, path):
+    ratios = table.ratios(scenario, engine, path)
+    if not ratios:
+        return "-"
+    median = number(statistics.median(ratios), 2)
+    if len(ratios) == 1 or engine is table.reference(scenario):
+        return median
+    return f"{median} ({middle_half(ratios, 2)})"
+
+
+def middle_half(figures, digits=None):
+    """From the first to the third quartile, as text."""
+    return interval(quartiles(figures), digits) if len(figures) > 1 else "-"
+
+
+def span(figures):
+    """From the lowest to the highest, as text."""
+    return interval((min(figures), max(figures))) if len(figures) > 1 else "-"
+
+
+def quartiles(figures):
+    """The first and the third."""
+    if len(figures) == 1:
+        return figures[0], figures[0]
+    first, _, third = statistics.quantiles(figures, n=4, method="inclusive")
+    return first, third
 
 
 def cost_table(table, scenario):
+    one, many = unit(scenario)
     lines = [
-        "| engine | CPU us/message | lowest - highest | ratio | messages/s | core busy | client CPU us/message | client busy |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        f"| engine | CPU us/{one} | quartiles | lowest - highest | {ratio_title(table, scenario)} | {many}/s | core busy "
+        f"| client CPU us/{one} | client busy |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for engine in table.measured(scenario):
         costs = table.figures(scenario, engine, COST)
         lines.append(row(
             engine.title,
             number(statistics.median(costs)),
-            f"{number(min(costs))} - {number(max(costs))}",
-            number(table.ratio(scenario, engine, COST), 2),
+            middle_half(costs),
+            span(costs),
+            ratio_cell(table, scenario, engine, COST),
             number(table.median(scenario, engine, THROUGHPUT), 0),
             percent(table.median(scenario, engine, CORE_BUSY)),
             number(table.median(scenario, engine, CLIENT_COST)),
@@ -187,9 +247,11 @@ def cost_table(table, scenario):
 
 
 def rate_table(table, scenario):
+    one, many = unit(scenario)
     lines = [
-        "| engine | load | messages/s | p50 us | p99 us | p99.9 us | max us | client late p99 us | CPU us/message |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        f"| engine | load | {many}/s due | answered | p50 us | p99 us | p99.9 us | max us | client late p99 us | CPU us/{one} "
+        f"| client CPU us/{one} |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for engine in table.measured(scenario):
         for share in scenario["shares"]:
@@ -200,28 +262,35 @@ def rate_table(table, scenario):
                 continue
             latencies = [number(median(*LATENCY, name), 0) for name in ("p50_us", "p99_us", "p999_us", "max_us")]
             lines.append(row(
-                engine.title, f"{share:.0%}", number(median("rate"), 0), *latencies,
-                number(median("results", "client_lateness", "p99_us"), 0), number(median(*COST)),
+                engine.title, f"{share:.0%}", number(median("rate"), 0), number(median(*THROUGHPUT), 0), *latencies,
+                number(median("results", "client_lateness", "p99_us"), 0),
+                number(median(*COST)), number(median(*CLIENT_COST)),
             ))
-    lines += ["", "Load is a share of the lower of two highest rates: the engine's own and the reference's. Medians over the rounds."]
+    lines += [
+        "", "Load is a share of the lower of two highest rates: the engine's own and the reference's. Answered is per second of the "
+        "measured phase, and what CPU is divided by. Medians over the rounds.",
+    ]
     return lines
 
 
 def scheduled_table(table, scenario):
     lines = [
-        "| engine | CPU us/delivery | lowest - highest | ratio | deliveries/s | core busy | p50 us | p99 us | client busy |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        f"| engine | CPU us/delivery | quartiles | lowest - highest | {ratio_title(table, scenario)} | deliveries/s | core busy "
+        "| p50 us | p99 us | client CPU us/delivery | client busy |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for engine in table.measured(scenario):
         costs = table.figures(scenario, engine, COST)
         lines.append(row(
             engine.title,
             number(statistics.median(costs)),
-            f"{number(min(costs))} - {number(max(costs))}",
-            number(table.ratio(scenario, engine, COST), 2),
+            middle_half(costs),
+            span(costs),
+            ratio_cell(table, scenario, engine, COST),
             number(table.median(scenario, engine, THROUGHPUT), 0),
             percent(table.median(scenario, engine, CORE_BUSY)),
             *(number(table.median(scenario, engine, (*LATENCY, name)), 0) for name in ("p50_us", "p99_us")),
+            number(table.median(scenario, engine, CLIENT_COST)),
             percent(table.median(scenario, engine, CLIENT_BUSY)),
         ))
     return lines
@@ -246,8 +315,9 @@ def mesh_table(table, scenario):
 
 def slow_table(table, scenario):
     lines = [
-        "| engine | p50 us | p99 us | p99.9 us | max us | CPU us/delivery | RSS before MiB | RSS highest MiB | slow ones dropped |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| engine | p50 us | p99 us | p99.9 us | max us | CPU us/delivery | client CPU us/delivery | RSS before MiB "
+        "| RSS highest MiB | slow ones dropped |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for engine in table.measured(scenario):
         def median(*path):
@@ -256,14 +326,16 @@ def slow_table(table, scenario):
         latencies = [number(median(*LATENCY, name), 0) for name in ("p50_us", "p99_us", "p999_us", "max_us")]
         memory = [number(median("results", name) / 2**20, 1) for name in ("resident_before_bytes", "resident_peak_bytes")]
         dropped = f"{median('results', 'slow_subscribers_dropped'):.0f} of {median('results', 'slow_subscribers'):.0f}"
-        lines.append(row(engine.title, *latencies, number(median(*COST)), *memory, dropped))
+        costs = [number(median(*COST)), number(median(*CLIENT_COST))]
+        lines.append(row(engine.title, *latencies, *costs, *memory, dropped))
     return lines
 
 
 def connect_table(table, scenario):
     lines = [
-        "| engine | CPU us/handshake | ratio | handshakes/s | p99 us | all back after ms | p99 back ms |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| engine | CPU us/handshake | quartiles | ratio (quartiles) | handshakes/s | p99 us | client CPU us/handshake "
+        "| all back after ms | p99 back ms |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for engine in table.measured(scenario):
         def median(path, scale=1.0):
@@ -271,21 +343,23 @@ def connect_table(table, scenario):
             return None if figure is None else figure * scale
 
         lines.append(row(
-            engine.title, number(median(COST), 1), number(table.ratio(scenario, engine, COST), 2), number(median(HANDSHAKES), 0),
-            number(median((*LATENCY, "p99_us")), 0), number(median(STORM, 1e3), 0), number(median(STORM_P99, 1e-3), 0),
+            engine.title, number(median(COST), 1), middle_half(table.figures(scenario, engine, COST), 1),
+            ratio_cell(table, scenario, engine, COST), number(median(HANDSHAKES), 0), number(median((*LATENCY, "p99_us")), 0),
+            number(median(CLIENT_COST), 1), number(median(STORM, 1e3), 0), number(median(STORM_P99, 1e-3), 0),
         ))
     return lines
 
 
 def idle_table(table, scenario):
     lines = [
-        "| engine | connections | RSS bytes/connection | ratio | kernel bytes/connection, both ends |",
-        "|---|--:|--:|--:|--:|",
+        "| engine | connections | RSS bytes/connection | quartiles | ratio (quartiles) | kernel bytes/connection, both ends |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
     for engine in table.measured(scenario):
         lines.append(row(
             engine.title, number(table.median(scenario, engine, ("results", "connections")), 0),
-            number(table.median(scenario, engine, IDLE), 0), number(table.ratio(scenario, engine, IDLE), 2),
+            number(table.median(scenario, engine, IDLE), 0), middle_half(table.figures(scenario, engine, IDLE), 0),
+            ratio_cell(table, scenario, engine, IDLE),
             number(table.median(scenario, engine, KERNEL), 0),
         ))
     return lines
@@ -306,6 +380,10 @@ TABLES = {
 def remarks(table, scenario):
     """What is missing from the table, and what is doubtful in it."""
     lines, obstacles = [], {}
+    rounds = table.context.rounds[scenario["name"]]
+    fewer = [(e.title, table.rounds(scenario, e)) for e in table.measured(scenario) if table.rounds(scenario, e) < rounds]
+    if fewer:
+        lines.append(f"- Fewer rounds: {', '.join(f'{title} {count}' for title, count in fewer)}.")
     for engine in table.engines:
         own = [r for r in table.records if r["scenario"] == scenario["name"] and r["engine"] == engine.name]
         for record in own:
@@ -314,16 +392,32 @@ def remarks(table, scenario):
         failures = [record["failure"] for record in own if "failure" in record]
         if failures:
             lines.append(f"- {engine.title}: {len(failures)} failed: {failures[0]}.")
-        disturbed = sum(is_disturbed(record) for record in own)
+        # Where server and client share cores, they disturb each other, and that is meant.
+        disturbed = 0 if shares_cores(table.context, scenario) else sum(is_disturbed(record) for record in own)
         if disturbed:
             lines.append(f"- {engine.title}: in {disturbed} of {len(own)} measurements others used its core too.")
+        # A client that spins is always busy.
+        limited = sum(is_limited_by_client(record) for record in own) if table.context.wait == "sleep" else 0
+        if limited:
+            is_open_loop = any(pick(record, ("results", "client_lateness")) for record in own)
+            meaning = "latencies are partly its own" if is_open_loop else "what is per second says how fast the client is"
+            lines.append(f"- {engine.title}: in {limited} of {len(own)} measurements the client was the limit: {meaning}.")
     lines += [f"- {', '.join(titles)}: {obstacle}." for obstacle, titles in obstacles.items()]
     return [""] + lines if lines else []
+
+
+def shares_cores(context, scenario):
+    return scenario.get("spread", False) or bool(set(context.server_cpus.split(",")) & set(context.client_cpus.split(",")))
 
 
 def is_disturbed(record):
     core, server = pick(record, CORE_BUSY), pick(record, SERVER_BUSY)
     return core is not None and server is not None and core - server > DISTURBED
+
+
+def is_limited_by_client(record):
+    core, client = pick(record, CORE_BUSY), pick(record, CLIENT_BUSY)
+    return core is not None and client is not None and client > CLIENT_BUSY_MIN and core < SERVER_IDLE_MAX
 
 
 def plot(folder, table, scenarios):
@@ -347,6 +441,10 @@ def number(figure, digits=None):
     if digits is None:
         digits = 3 if figure < 1 else 2 if figure < 100 else 1
     return f"{figure:,.{digits}f}".replace(",", " ")
+
+
+def interval(ends, digits=None):
+    return " - ".join(number(end, digits) for end in ends)
 
 
 def percent(share):

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Measures every scenario on every engine, interleaved, and writes the raw results and a report.
 
-Started by scripts/bench.sh, which builds what it needs. Engines take turns within a round (A B C, A B C, ...), so that
-a drift of the machine meets all of them, and each measurement has a server of its own.
+Started by scripts/bench.sh, which builds what it needs. Engines take turns within a round, in another order each time,
+so that a drift of the machine and the place behind another engine meet all of them. Each measurement has a server of
+its own.
 """
 
 import argparse
@@ -11,10 +12,14 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 import tomllib
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import engines as engine_files
 import machine
@@ -23,17 +28,24 @@ import report
 
 BENCH = pathlib.Path(__file__).resolve().parent.parent
 REFERENCE = "uwebsockets"
-# What a quick run without --engine compares.
-QUICK_ENGINES = ("ringwire", "ringwire-epoll", "ringwire-two", REFERENCE)
+# Short rounds and many of them: a machine's bad moments then spoil a few figures, not all a little.
+COST_ROUNDS = 9
+OTHER_ROUNDS = 5
+QUICK_ROUNDS = 3
 FAILURES_MAX = 2
 # A quick run measures until then and leaves the last seconds to the report.
-QUICK_BUDGET_S = 280
+QUICK_BUDGET_S = 275
+# What a measurement takes besides its own time: server and connections come and go.
+AROUND_S = 0.4
+# Hops between shards, in both states.
+HOPS_S = 3.5
+YARDSTICK_S = 9.5
+IDLE_S = 6.0
 
 
 def main():
     options = parse_options()
-    started = time.monotonic() - (time.time() - options.started if options.started else 0)
-    session = Session(options, started)
+    session = Session(options)
     session.install()
     session.measure()
     return session.finish()
@@ -41,18 +53,24 @@ def main():
 
 def parse_options():
     parser = argparse.ArgumentParser(prog="scripts/bench.sh", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="three short rounds: within five minutes")
-    parser.add_argument("--smoke", action="store_true", help="every scenario for a moment, as a test; no report")
+    parser.add_argument(
+        "--quick", action="store_true",
+        help="three short rounds of ours and uWebSockets, and a look at the others: within five minutes, not counting what is "
+        "built and installed before",
+    )
+    parser.add_argument("--smoke", action="store_true", help="every scenario for a moment, as a test")
     parser.add_argument("--scenario", action="append", metavar="NAME", help="only this one; may be repeated")
     parser.add_argument("--engine", action="append", metavar="NAME", help="only this one; may be repeated")
-    parser.add_argument("--rounds", type=int, metavar="N", help="5 by default, 3 in a quick run")
+    parser.add_argument(
+        "--rounds", type=int, metavar="N",
+        help="of each scenario; by default 9 of cost, 5 or fewer of others, 3 in a quick run"
+    )
     parser.add_argument("--seconds", type=float, metavar="S", help="length of one measurement")
     parser.add_argument("--wait", choices=("sleep", "spin"), default="sleep", help="how the client waits for replies")
     parser.add_argument("--server-cpus", type=cpu_list, metavar="LIST", help="the last core by default")
-    parser.add_argument("--client-cpus", type=cpu_list, metavar="LIST", help="the first core by default")
+    parser.add_argument("--client-cpus", type=cpu_list, metavar="LIST", help="the first core by default; echo has a thread for each")
     parser.add_argument("--output", type=pathlib.Path, metavar="FOLDER", help="instead of a new one under bench/results")
     parser.add_argument("--target", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -60,12 +78,24 @@ def cpu_list(text):
     return [int(part) for part in text.split(",")]
 
 
+@dataclass
+class Turn:
+    """One engine's turn in one round of a scenario, and the seconds that it takes, roughly."""
+
+    scenario: dict
+    engine: engine_files.Engine
+    round: int
+    seconds: float
+
+
 class Session:
     """One run of this script."""
 
-    def __init__(self, options, started):
+    def __init__(self, options):
         self.options = options
-        self.started = started
+        # Without being told, these measure ours and the reference; the other peers only in a few scenarios.
+        self.is_brief = (options.quick or options.smoke) and not options.engine
+        self.started = time.monotonic()
         self.target = options.target.resolve()
         self.generator = self.target / "release" / "ringwire-bench"
         self.load_test = self.target / "peers" / REFERENCE / "load_test"
@@ -79,6 +109,7 @@ class Session:
         self.records = []
         self.notes = []
         self.rates = {}
+        self.ticks = machine.cpu_ticks()
         self.folder = self.output_folder()
         (self.folder / "raw").mkdir(parents=True, exist_ok=True)
         self.log = self.target / "bench-server.log"
@@ -93,7 +124,9 @@ class Session:
             sys.exit(f"no such scenario: {', '.join(unknown)}; there are {', '.join(names)}")
         if wanted:
             return [scenario for scenario in scenarios if scenario["name"] in wanted]
-        if self.options.quick or self.options.smoke:
+        if self.options.smoke:
+            return [scenario for scenario in scenarios if scenario.get("quick", True) or "smoke" in scenario]
+        if self.options.quick:
             return [scenario for scenario in scenarios if scenario.get("quick", True)]
         return scenarios
 
@@ -103,25 +136,36 @@ class Session:
         wanted = self.options.engine
         if unknown := set(wanted or ()) - set(names):
             sys.exit(f"no such engine: {', '.join(unknown)}; there are {', '.join(names)}")
-        if not wanted and (self.options.quick or self.options.smoke):
-            wanted = QUICK_ENGINES
         return [engine for engine in engines if not wanted or engine.name in wanted]
 
     def output_folder(self):
         if self.options.smoke:
-            return self.target / "bench-smoke"
+            folder = self.target / "bench-smoke"
+            shutil.rmtree(folder, ignore_errors=True)
+            return folder
         if self.options.output:
             return self.options.output
         name = datetime.datetime.now().strftime("%Y-%m-%d-%H%M-") + machine.slug()
         return BENCH / "results" / name
 
+    def is_of_the_field(self, engine):
+        """Whether a brief run measures this engine only where it measures the whole field."""
+        return self.is_brief and engine.folder is not None and engine.name != REFERENCE
+
+    def is_invited(self, scenario, engine):
+        """Whether the engine is measured without being asked for."""
+        if "engines" in scenario and engine.name not in scenario["engines"]:
+            return False
+        return scenario.get("field", False) or not self.is_of_the_field(engine)
+
     def rounds_of(self, scenario):
         if self.options.smoke:
             return 1
-        rounds = self.options.rounds or (3 if self.options.quick else 5)
-        if self.options.quick and not self.options.rounds:
-            rounds = min(rounds, scenario.get("quick_rounds", rounds))
-        return min(rounds, scenario.get("rounds", rounds))
+        if self.options.rounds:
+            return self.options.rounds
+        if self.options.quick:
+            return scenario.get("quick_rounds", QUICK_ROUNDS)
+        return scenario.get("rounds", COST_ROUNDS if scenario["report"] == "cost" else OTHER_ROUNDS)
 
     def timing_of(self, scenario):
         """Seconds of warm-up and of measuring."""
@@ -129,37 +173,53 @@ class Session:
             return 0.1, 0.4
         if self.options.quick:
             return 0.2, self.options.seconds or scenario.get("quick_seconds", 0.8)
-        return 0.5, self.options.seconds or scenario.get("seconds", 2.0)
+        warm_up, seconds = (0.3, 1.0) if scenario["report"] == "cost" else (0.5, 2.0)
+        return warm_up, self.options.seconds or scenario.get("seconds", seconds)
+
+    def load_of(self, scenario):
+        """The load generator's arguments, without server, timing and cores."""
+        return scenario.get("smoke", scenario["load"]) if self.options.smoke else scenario["load"]
+
+    def client_threads_of(self, scenario):
+        """The load generator's threads: one for each of the client's cores where it can share out its connections."""
+        can_share = scenario["report"] == "cost" and scenario["load"][0] == "echo"
+        return len(self.client_cpus) if can_share else 1
 
     # ---- how ----
 
     def install(self):
-        begin = time.monotonic()
-        for engine in self.engines:
-            if not self.options.smoke:
-                engine_files.install(engine, say)
-            elif not engine_files.is_installed(engine):
-                engine.missing = "not installed"
-        # A quick run's budget is for all but this.
-        self.started += time.monotonic() - begin
+        """Installs the peers, several at a time: nothing is measured meanwhile."""
+        with ThreadPoolExecutor(max(len(self.all_cpus), 2)) as pool:
+            list(pool.map(lambda engine: engine_files.install(engine, say), self.engines))
+        # A quick run's budget is for all but this, which happens once.
+        self.started = time.monotonic()
 
     def measure(self):
-        plan = [(scenario, self.contestants(scenario)) for scenario in self.scenarios]
-        left = sum(self.estimate(scenario) * self.rounds_of(scenario) * len(engines) for scenario, engines in plan)
+        turns = [turn for scenario in self.scenarios for turn in self.turns(scenario)]
+        left = sum(turn.seconds for turn in turns)
         say(f"server on core {commas(self.server_cpus)}, client on {commas(self.client_cpus)}, about {minutes(left)}")
-        for scenario, engines in plan:
-            rounds = self.rounds_of(scenario)
-            failures = dict.fromkeys((engine.name for engine in engines), 0)
-            for round_number in range(1, rounds + 1):
-                for engine in engines:
-                    left -= self.estimate(scenario)
-                    if failures[engine.name] >= FAILURES_MAX:
-                        continue
-                    if self.is_out_of_time():
-                        self.notes.append(f"Out of time: {scenario['name']} ended before round {round_number} of {engine.name}.")
-                        continue
-                    done = self.measure_one(scenario, engine, round_number, rounds, max(left, 0))
-                    failures[engine.name] += not done
+        failures, dropped = Counter(), Counter()
+        self.ticks = machine.cpu_ticks()
+        for turn in turns:
+            left -= turn.seconds
+            contestant = turn.scenario["name"], turn.engine.name
+            if failures[contestant] >= FAILURES_MAX:
+                continue
+            if self.is_out_of_time(turn):
+                dropped[turn.scenario["name"]] += 1
+                continue
+            failures[contestant] += not self.measure_one(turn, left)
+        self.ticks = machine.cpu_ticks().since(self.ticks)
+        for name, count in dropped.items():
+            self.notes.append(f"Out of time: {count} measurements of {name} were left out.")
+
+    def turns(self, scenario):
+        able = self.contestants(scenario)
+        for round_number in range(1, self.rounds_of(scenario) + 1):
+            for engine in in_turn(able, round_number):
+                # Once is enough for a look at the whole field.
+                if round_number == 1 or not self.is_of_the_field(engine):
+                    yield Turn(scenario, engine, round_number, self.estimate(scenario, round_number))
 
     def contestants(self, scenario):
         """The engines that can serve the scenario; the others are noted."""
@@ -167,6 +227,8 @@ class Session:
         for engine in self.engines:
             if engine.folder is None and scenario["mode"] not in engine.start:
                 # One of ours that was made for other scenarios.
+                continue
+            if not self.options.engine and not self.is_invited(scenario, engine):
                 continue
             obstacle = engine.obstacle(mode_of(scenario, engine))
             if len(self.all_cpus) < scenario.get("cores_min", 1):
@@ -177,24 +239,25 @@ class Session:
                 able.append(engine)
         return able
 
-    def estimate(self, scenario):
-        """Seconds that one measurement takes, roughly."""
+    def estimate(self, scenario, round_number):
+        """Seconds that one turn takes, roughly."""
         if scenario["report"] == "yardstick":
-            return 9.5
+            return YARDSTICK_S
         if scenario.get("untimed"):
-            return 1.0 if self.options.smoke else 6.0
-        warm_up, seconds = self.timing_of(scenario)
-        loads = len(scenario.get("shares", [1]))
-        return loads * (warm_up + seconds + 0.3)
+            return AROUND_S if self.options.smoke else IDLE_S
+        hops = HOPS_S if scenario["report"] == "mesh" and not self.options.smoke else 0
+        loads = len(scenario.get("shares", [1])) + ("calibrate" in scenario and round_number == 1)
+        return loads * (sum(self.timing_of(scenario)) + AROUND_S) + hops
 
-    def is_out_of_time(self):
+    def is_out_of_time(self, turn):
         limited = self.options.quick and not self.options.engine
-        return limited and time.monotonic() - self.started > QUICK_BUDGET_S
+        return limited and time.monotonic() - self.started + turn.seconds > QUICK_BUDGET_S
 
-    def measure_one(self, scenario, engine, round_number, rounds, left):
+    def measure_one(self, turn, left):
         """One engine's turn; says whether it gave figures."""
-        where = f"{scenario['name']} {round_number}/{rounds} {engine.name}"
-        record = {"scenario": scenario["name"], "engine": engine.name, "round": round_number}
+        scenario, engine = turn.scenario, turn.engine
+        where = f"{scenario['name']} {turn.round}/{self.rounds_of(scenario)} {engine.name}"
+        record = {"scenario": scenario["name"], "engine": engine.name, "round": turn.round}
         try:
             if scenario["report"] == "rate":
                 for share in scenario["shares"]:
@@ -230,20 +293,21 @@ class Session:
         command = engine.command(mode_of(scenario, engine), port)
         if scenario["report"] == "mesh":
             # The engine is inside the load generator.
-            arguments = [*command[1:], *scenario["load"], "--warm-up", str(warm_up), "--seconds", str(seconds)]
+            arguments = [*command[1:], *self.load_of(scenario), "--warm-up", str(warm_up), "--seconds", str(seconds)]
             return measure.load(command[0], arguments, warm_up + seconds)
         server_cpus, client_cpus = self.server_cpus, self.client_cpus
         if scenario.get("spread"):
             server_cpus = client_cpus = self.all_cpus
         with measure.server(command, port, server_cpus, self.log) as server:
             if scenario["report"] == "yardstick":
-                arguments = [part.format(port=port) for part in scenario["load"]]
-                return measure.yardstick(self.load_test, arguments, server, client_cpus)
-            load = scenario.get("smoke", scenario["load"]) if self.options.smoke else scenario["load"]
-            arguments = [*load, *extra, "--server", f"127.0.0.1:{port}", "--server-pid", str(server.pid)]
+                arguments = [part.format(port=port) for part in self.load_of(scenario)]
+                return measure.yardstick(self.load_test, arguments, server, server_cpus, client_cpus)
+            arguments = [*self.load_of(scenario), *extra, "--server", f"127.0.0.1:{port}", "--server-pid", str(server.pid)]
             arguments += ["--wait", self.options.wait]
             if not scenario.get("spread"):
                 arguments += ["--cpus", commas(client_cpus)]
+            if self.client_threads_of(scenario) > 1:
+                arguments += ["--threads", str(self.client_threads_of(scenario))]
             if not scenario.get("untimed"):
                 arguments += ["--warm-up", str(warm_up), "--seconds", str(seconds)]
             return measure.load(self.generator, arguments, warm_up + seconds)
@@ -257,15 +321,16 @@ class Session:
     # ---- what came out ----
 
     def finish(self):
-        if self.options.smoke:
-            return self.finish_smoke()
         context = report.Context(
             command="scripts/bench.sh " + shlex.join(own_arguments()),
             commit=commit(),
             date=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
             machine=machine.describe(),
+            stolen=self.ticks.stolen_share(),
             server_cpus=commas(self.server_cpus),
             client_cpus=commas(self.client_cpus),
+            client_threads={scenario["name"]: self.client_threads_of(scenario) for scenario in self.scenarios},
+            loads={scenario["name"]: " ".join(self.load_of(scenario)) for scenario in self.scenarios},
             wait=self.options.wait,
             rounds={scenario["name"]: self.rounds_of(scenario) for scenario in self.scenarios},
             timing={scenario["name"]: self.timing_of(scenario) for scenario in self.scenarios},
@@ -273,22 +338,35 @@ class Session:
             notes=self.notes,
         )
         path = report.write(self.folder, context, self.scenarios, self.engines, self.records)
-        say(f"{minutes(time.monotonic() - self.started)} in all; report: {os.path.relpath(path)}")
-        failed = sum("failure" in record for record in self.records)
-        if failed:
-            say(f"{failed} measurements failed")
-        return 0 if any("results" in record for record in self.records) else 1
-
-    def finish_smoke(self):
-        """A test's closing line. An engine that is not there is skipped; one that fails, fails."""
+        say(f"{minutes(time.monotonic() - self.started)} of measuring; report: {os.path.relpath(path)}")
         passed = sum("results" in record for record in self.records)
         failed = sum("failure" in record for record in self.records)
-        for record in self.records:
-            if "obstacle" in record:
-                say(f"skipped: {record['scenario']} {record['engine']}: {record['obstacle']}")
-        skipped = sum("obstacle" in record for record in self.records)
-        print(f"{passed} passed, {failed} failed, {skipped} skipped", flush=True)
-        return 1 if failed or not passed else 0
+        if self.options.smoke:
+            self.close_test(passed, failed)
+            return 1 if failed or not passed else 0
+        if failed:
+            say(f"{failed} measurements failed")
+        return 0 if passed else 1
+
+    def close_test(self, passed, failed):
+        """A test's closing line. What could not be had is skipped, what no engine is made for does not count."""
+        skipped = [
+            f"{record['scenario']} {record['engine']}: {record['obstacle']}" for record in self.records
+            if record.get("obstacle", engine_files.NO_MODE) != engine_files.NO_MODE
+        ]
+        if not any(self.folder.glob("*.svg")):
+            skipped.append("plots: matplotlib is not installed")
+        for line in skipped:
+            say(f"skipped: {line}")
+        print(f"{passed} passed, {failed} failed, {len(skipped)} skipped", flush=True)
+
+
+def in_turn(engines, round_number):
+    """The engines in a round's order: backwards every second time and then rotated, so that none always has the same
+    place or the same one before it."""
+    first = (round_number - 1) // 2 % len(engines) if engines else 0
+    order = engines[first:] + engines[:first]
+    return order if round_number % 2 else order[::-1]
 
 
 def mode_of(scenario, engine):
@@ -299,9 +377,8 @@ def mode_of(scenario, engine):
 
 def own_arguments():
     """The arguments that the user gave to the script."""
-    hidden = ("--target", "--started")
     arguments = sys.argv[1:]
-    return [a for i, a in enumerate(arguments) if a not in hidden and (i == 0 or arguments[i - 1] not in hidden)]
+    return [a for i, a in enumerate(arguments) if a != "--target" and (i == 0 or arguments[i - 1] != "--target")]
 
 
 def commit():

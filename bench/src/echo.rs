@@ -82,9 +82,10 @@ fn run_lane(options: &Echo, index: usize, share: Vec<(u64, Upgraded)>, window: W
     for (tag, upgraded) in share {
         lane.adopt(upgraded, tag)?;
     }
+    let threads = options.threads.max(1);
     let mut sampler = (index == 0).then(|| Sampler::new(options.common.server_pid)).transpose()?;
-    let messages_max =
-        options.messages_max.map_or(u64::MAX, |messages| messages / options.threads.max(1) as u64);
+    sampler = sampler.map(|sampler| sampler.client_threads(threads));
+    let messages_max = options.messages_max.map_or(u64::MAX, |messages| messages / threads as u64);
 
     for connection in 0..lane.connections() {
         lane.send(connection, options.in_flight)?;

@@ -125,13 +125,14 @@ fn open_loop(options: &Fanout, load: &mut Load, rate: f64) -> Result<Value> {
         lateness: Latencies::new(),
     };
     timed.publish_until(load, window.from, owed_max)?;
-    sampler.begin()?;
     let delivered_before = load.delivered;
+    sampler.begin()?;
+    let from = Instant::now();
     timed.publish_until(load, window.until, owed_max)?;
-    let deliveries = load.delivered - delivered_before;
+    let seconds = from.elapsed().as_secs_f64();
     sampler.end()?;
+    let deliveries = load.delivered - delivered_before;
     timed.collect_rest(load)?;
-    let seconds = window.until.duration_since(window.from).as_secs_f64();
     Ok(json!({
         "messages": deliveries,
         "messages_per_second": deliveries as f64 / seconds,

@@ -16,6 +16,7 @@ use crate::Result;
 #[derive(Debug)]
 pub(crate) struct Sampler {
     server: Option<u32>,
+    client_threads: usize,
     cores: Vec<usize>,
     begin: Option<Reading>,
     end: Option<Reading>,
@@ -54,7 +55,13 @@ impl Sampler {
     /// There is no such process.
     pub(crate) fn new(server: Option<u32>) -> Result<Self> {
         let cores = server.map(allowed_cores).transpose()?.unwrap_or_default();
-        Ok(Self { server, cores, begin: None, end: None })
+        Ok(Self { server, client_threads: 1, cores, begin: None, end: None })
+    }
+
+    /// The client loads the server with so many threads; one, if not told.
+    pub(crate) fn client_threads(mut self, threads: usize) -> Self {
+        self.client_threads = threads;
+        self
     }
 
     /// The measured phase starts now.
@@ -75,7 +82,8 @@ impl Sampler {
         Ok(())
     }
 
-    /// The cost of the measured phase, and per message if it had `messages` of them.
+    /// The cost of the measured phase, and per message if it had `messages` of them. How busy the client was
+    /// is the mean over its threads.
     pub(crate) fn cost(&self, messages: u64) -> Value {
         let (Some(begin), Some(end)) = (&self.begin, &self.end) else {
             return Value::Null;
@@ -88,7 +96,8 @@ impl Sampler {
             "seconds": seconds,
             "client_cpu_seconds": client_cpu.as_secs_f64(),
             "client_cpu_us_per_message": per_message(client_cpu),
-            "client_busy": client_cpu.as_secs_f64() / seconds,
+            "client_threads": self.client_threads,
+            "client_busy": client_cpu.as_secs_f64() / seconds / self.client_threads as f64,
         });
         let (Some(server_begin), Some(server_end)) = (&begin.server, &end.server) else {
             return cost;

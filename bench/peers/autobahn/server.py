@@ -7,6 +7,7 @@ import uvloop
 from autobahn.asyncio.websocket import WebSocketServerFactory, WebSocketServerProtocol
 
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+BACKLOG = 4096
 
 
 class Echo(WebSocketServerProtocol):
@@ -23,7 +24,7 @@ async def main(port):
         maxMessagePayloadSize=MESSAGE_BYTES_MAX,
         maxFramePayloadSize=MESSAGE_BYTES_MAX,
     )
-    server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", port, backlog=1024)
+    server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", port, backlog=BACKLOG)
     await server.serve_forever()
 
 

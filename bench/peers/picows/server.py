@@ -6,6 +6,7 @@ import uvloop
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_create_server
 
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+BACKLOG = 4096
 
 
 class Echo(WSListener):
@@ -18,7 +19,7 @@ class Echo(WSListener):
 
 async def main(port):
     server = await ws_create_server(
-        lambda request: Echo(), "127.0.0.1", port, max_frame_size=MESSAGE_BYTES_MAX, backlog=1024
+        lambda request: Echo(), "127.0.0.1", port, max_frame_size=MESSAGE_BYTES_MAX, backlog=BACKLOG
     )
     await server.serve_forever()
 

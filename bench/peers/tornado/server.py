@@ -8,6 +8,7 @@ from tornado.web import Application
 from tornado.websocket import WebSocketHandler
 
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+BACKLOG = 4096
 
 
 class Echo(WebSocketHandler):
@@ -19,7 +20,8 @@ class Echo(WebSocketHandler):
 
 
 async def main(port):
-    Application([("/", Echo)], websocket_max_message_size=MESSAGE_BYTES_MAX).listen(port, "127.0.0.1")
+    application = Application([("/", Echo)], websocket_max_message_size=MESSAGE_BYTES_MAX)
+    application.listen(port, "127.0.0.1", backlog=BACKLOG)
     await asyncio.Event().wait()
 
 

@@ -7,6 +7,7 @@ import uvloop
 from websockets.asyncio.server import broadcast, serve
 
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+BACKLOG = 4096
 
 
 async def echo(connection):
@@ -22,7 +23,8 @@ async def fan_out(connection):
 
 async def main(port, mode):
     handler = fan_out if mode == "fanout" else echo
-    async with serve(handler, "127.0.0.1", port, compression=None, max_size=MESSAGE_BYTES_MAX) as server:
+    options = {"compression": None, "max_size": MESSAGE_BYTES_MAX, "backlog": BACKLOG}
+    async with serve(handler, "127.0.0.1", port, **options) as server:
         await server.serve_forever()
 
 

@@ -1,16 +1,22 @@
-//! Echo on fastwebsockets: one thread; upgrade by hyper, as its own example does it.
+//! Echo on fastwebsockets: one thread; upgrade by hyper, as its own example does it. Messages that are there
+//! are answered in one write.
+
+mod corked;
 
 use std::error::Error;
 
 use fastwebsockets::upgrade::{UpgradeFut, upgrade};
-use fastwebsockets::{FragmentCollector, OpCode, WebSocketError};
+use fastwebsockets::{FragmentCollector, OpCode, Role, WebSocket, WebSocketError};
 use http_body_util::Empty;
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpSocket};
+
+use corked::Corked;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -18,6 +24,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
+const BACKLOG: u32 = 4096;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
@@ -29,7 +36,7 @@ fn main() -> Result<()> {
 }
 
 async fn serve(port: u16) -> Result<()> {
-    let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+    let listener = listen(port)?;
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
@@ -38,6 +45,13 @@ async fn serve(port: u16) -> Result<()> {
             let _ = connection.with_upgrades().await;
         });
     }
+}
+
+fn listen(port: u16) -> Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(([127, 0, 0, 1], port).into())?;
+    Ok(socket.listen(BACKLOG)?)
 }
 
 async fn accept(
@@ -51,14 +65,15 @@ async fn accept(
 }
 
 async fn echo(upgraded: UpgradeFut) -> std::result::Result<(), WebSocketError> {
-    let mut socket = upgraded.await?;
+    let stream = Corked::new(upgraded.await?.into_inner());
+    let mut socket = WebSocket::after_handshake(stream, Role::Server);
     socket.set_max_message_size(MESSAGE_BYTES_MAX);
     let mut socket = FragmentCollector::new(socket);
     loop {
         let frame = socket.read_frame().await?;
         match frame.opcode {
             OpCode::Text | OpCode::Binary => socket.write_frame(frame).await?,
-            OpCode::Close => return Ok(()),
+            OpCode::Close => return Ok(socket.into_inner().flush().await?),
             _ => {}
         }
     }

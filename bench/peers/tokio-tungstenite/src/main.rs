@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use futures_util::{FutureExt, SinkExt, StreamExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::broadcast::{self, error::TryRecvError};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
@@ -15,6 +15,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
+const BACKLOG: u32 = 4096;
 /// Publications a subscriber may lag behind before it loses some.
 const LAG_MAX: usize = 4096;
 
@@ -24,7 +25,7 @@ async fn main() -> Result<()> {
     let [_, port, mode] = arguments.as_slice() else {
         return Err("usage: server PORT echo|fanout".into());
     };
-    let listener = TcpListener::bind(("127.0.0.1", port.parse()?)).await?;
+    let listener = listen(port.parse()?)?;
     let topic = broadcast::Sender::new(LAG_MAX);
     loop {
         let (stream, _) = listener.accept().await?;
@@ -34,6 +35,13 @@ async fn main() -> Result<()> {
             tokio::spawn(echo(stream).map(drop));
         }
     }
+}
+
+fn listen(port: u16) -> Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(([127, 0, 0, 1], port).into())?;
+    Ok(socket.listen(BACKLOG)?)
 }
 
 async fn accept(stream: TcpStream) -> Result<WebSocketStream<TcpStream>> {

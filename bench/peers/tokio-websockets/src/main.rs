@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use futures_util::{FutureExt, SinkExt, StreamExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_websockets::{Limits, ServerBuilder};
 
 #[global_allocator]
@@ -12,6 +12,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
+const BACKLOG: u32 = 4096;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
@@ -23,11 +24,18 @@ fn main() -> Result<()> {
 }
 
 async fn serve(port: u16) -> Result<()> {
-    let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+    let listener = listen(port)?;
     loop {
         let (stream, _) = listener.accept().await?;
         tokio::spawn(echo(stream).map(drop));
     }
+}
+
+fn listen(port: u16) -> Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(([127, 0, 0, 1], port).into())?;
+    Ok(socket.listen(BACKLOG)?)
 }
 
 async fn echo(stream: TcpStream) -> Result<()> {
