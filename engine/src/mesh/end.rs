@@ -109,7 +109,8 @@ impl<T: Weight> MeshEnd<T> {
     /// Sends a value to another shard.
     ///
     /// # Errors
-    /// When the ring and the queue behind it are full, or too many bytes are on the way; the value is dropped.
+    /// When the ring and the queue behind it are full, or too many bytes are on the way; the value is
+    /// dropped.
     pub fn send(&mut self, to: usize, value: T) -> Result<(), Full> {
         let outbound = self.outbound.get_mut(to).ok_or(Full)?;
         let Some(ring) = outbound.ring.as_mut() else { return Err(Full) };

@@ -127,9 +127,9 @@ impl<S> Connection<'_, S> {
 
     /// Publishes a message to all subscribers of a topic on all shards, except this connection.
     ///
-    /// The message is encoded once. It leaves at the end of the turn, or of the topic's window. Publishing the
-    /// very payload that the handler was lent costs no copy where it came in pieces, as messages above 64 KiB
-    /// mostly do.
+    /// The message is encoded once. It leaves at the end of the turn, or of the topic's window. Publishing
+    /// the very payload that the handler was lent costs no copy where it came in pieces, as messages
+    /// above 64 KiB mostly do.
     pub fn publish<'m>(&mut self, topic: &str, message: impl Into<Message<'m>>) -> PublishStatus {
         self.post(topic, 0, message.into(), Some(self.id))
     }

@@ -313,8 +313,8 @@ impl TopicTable {
         true
     }
 
-    /// Takes a message whose frame is [handed in](Self::hand_in) before anything is delivered. Answers whether
-    /// anybody will get it.
+    /// Takes a message whose frame is [handed in](Self::hand_in) before anything is delivered. Answers
+    /// whether anybody will get it.
     pub(super) fn post_lent(&mut self, index: u32, post: Post<'_>) -> bool {
         let wanted = self.topics[index as usize].interest.subscribers() > 0;
         if wanted {
