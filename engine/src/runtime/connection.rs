@@ -24,7 +24,8 @@ use crate::{
     buffer::{BufferClass, HEADROOM_BYTES, Lease, SendBuffer},
     connection::{Output, Timestamp},
     os::{Direction, Readiness, Socket},
-    shard::{ConnectionId, Handler},
+    protocol::UpgradeRequest,
+    shard::{Connection, ConnectionId, Handler, Message, Upgrade},
 };
 
 /// A connection with a receive pending in the ring, for whom to take its buffer back when it goes quiet.
@@ -241,8 +242,27 @@ enum Reception {
     Bulk { small: u8 },
 }
 
-// What every connection carries, besides its slot and its task's future.
+// Each is in two copies in what every connection carries: its task.
 const _: () = assert!(size_of::<Lease>() <= 40 && size_of::<SendBuffer>() <= 40);
+// Whatever the handler is: it has its place in the worker.
+const _: () = assert!(returned_bytes(serve::<Nobody>) <= 416, "what every connection carries");
+
+const fn returned_bytes<F>(_: fn(Rc<Worker<Nobody>>, Socket, ConnectionId) -> F) -> usize {
+    size_of::<F>()
+}
+
+/// A handler to name the task by.
+struct Nobody;
+
+impl Handler for Nobody {
+    type Session = ();
+
+    fn on_upgrade(&mut self, _: &UpgradeRequest<'_>) -> Upgrade<()> {
+        Upgrade::reject(404, "nobody")
+    }
+
+    fn on_message(&mut self, _: &mut Connection<'_, ()>, _: Message<'_>) {}
+}
 
 struct Task<H: Handler> {
     reception: Reception,
