@@ -49,6 +49,17 @@ impl CorkPool {
         buffer
     }
 
+    /// A buffer with these bytes; nothing is taken for none.
+    #[must_use]
+    pub fn copy(&mut self, bytes: &[u8]) -> Vec<u8> {
+        if bytes.is_empty() {
+            return Vec::new();
+        }
+        let mut buffer = self.take(bytes.len());
+        buffer.extend_from_slice(bytes);
+        buffer
+    }
+
     /// Takes a buffer back.
     pub fn give(&mut self, mut buffer: Vec<u8>) {
         buffer.clear();

@@ -265,11 +265,11 @@ impl<H: Handler> Shard<H> {
     /// `sent` bytes of the frame that [`handle_received`](Self::handle_received) named have left, `rest` has
     /// not.
     pub fn handle_relayed(&mut self, id: ConnectionId, sent: usize, rest: &[u8]) {
-        if let Some(mut visit) = self.visit(id) {
-            visit.handle_relayed(sent, SendBuffer::owned(rest.to_vec(), 0));
-            self.carry_out_intents(id);
-            self.settle(id);
-        }
+        let Some(mut visit) = self.visit(id) else { return };
+        let rest = visit.context.corks.copy(rest);
+        visit.handle_relayed(sent, SendBuffer::owned(rest, 0));
+        self.carry_out_intents(id);
+        self.settle(id);
     }
 
     /// The peer ended its side of the stream.
