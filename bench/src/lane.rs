@@ -109,11 +109,16 @@ impl Lane {
         &self.connections[connection].socket
     }
 
-    /// Stops reading a connection: what a subscriber does that hangs.
+    /// Stops reading a connection: what a subscriber does that hangs. The kernel holds little for it, so that
+    /// the server soon has to.
     ///
     /// # Errors
     /// It had been stopped before.
     pub(crate) fn stop_reading(&mut self, connection: usize) -> Result<()> {
+        rustix::net::sockopt::set_socket_recv_buffer_size(
+            &self.connections[connection].socket,
+            HUNG_RECEIVE_BYTES,
+        )?;
         self.poller.remove(&self.connections[connection].socket)
     }
 
@@ -220,6 +225,8 @@ impl Lane {
     }
 }
 
+/// Of a connection that is not read.
+const HUNG_RECEIVE_BYTES: usize = 4096;
 /// Larger than any reply that is measured, so that one call takes what is there.
 const INCOMING_BYTES: usize = 512 * 1024;
 
