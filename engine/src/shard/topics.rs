@@ -61,6 +61,9 @@ pub struct TopicSettings {
     pub conflation: Conflation,
     /// Gathers publications for this long and delivers them together: fewer sends, more latency.
     /// Milliseconds count. Default: off, a publication leaves at the end of the turn.
+    ///
+    /// A publication above 8 KiB ends the gathering, and where [`Conflation::Latest`] replaces what waits,
+    /// nothing is gathered.
     pub window: Option<Duration>,
 }
 

@@ -2,7 +2,8 @@
 //! each.
 //!
 //! Connect a client that reads slowly, or suspend it: when it reads again, it continues with the newest value
-//! of every symbol, while all others got every update. Once a second the counters are printed.
+//! of every symbol, behind what was queued up to its high mark, while all others got every update. Once a
+//! second the counters are printed.
 
 use std::{
     error::Error,
@@ -34,9 +35,6 @@ struct Arguments {
     /// Symbols, each a key of its own
     #[arg(long, default_value_t = 100)]
     symbols: u32,
-    /// Gather updates for this many milliseconds
-    #[arg(long)]
-    window_ms: Option<u64>,
 }
 
 struct Ticker;
@@ -65,11 +63,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     log_to_stderr();
     let mut config = arguments.server.config();
-    let window = arguments.window_ms.map(Duration::from_millis);
-    config.topic_rules = TopicRules::new(move |_| {
+    config.topic_rules = TopicRules::new(|_| {
         let mut settings = TopicSettings::default();
         settings.conflation = Conflation::Latest;
-        settings.window = window;
         settings
     });
     let engine = Engine::start(config, |_| Ticker)?;
