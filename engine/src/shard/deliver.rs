@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::{
     ConnectionId, Context, Handler, Shard, Slot,
     envelope::{Envelope, OwnFrame, Publication},
-    topics::{Conflation, Ready, Route, Topic},
+    rules::Conflation,
+    topics::{Ready, Route, Topic},
 };
 use crate::{
     buffer::{LocalFrame, SharedFrame},

@@ -15,6 +15,7 @@ mod id;
 mod process;
 mod publish;
 mod registry;
+mod rules;
 mod seat;
 mod topics;
 mod upgrade;
@@ -44,8 +45,8 @@ pub use self::{
     id::ConnectionId,
     publish::{PreparedMessage, PublishStatus, SubscribeError},
     registry::{TopicInterest, TopicRegistry},
+    rules::{Conflation, TopicRules, TopicSettings},
     seat::{MeshSeat, TopicLimits},
-    topics::{Conflation, TopicRules, TopicSettings},
     upgrade::Upgrade,
     wheel::{TICK_MILLIS, TimerWheel},
 };
@@ -73,8 +74,7 @@ pub struct Shard<H: Handler> {
     generation: u32,
 }
 
-/// Slots whose addresses are reserved at the start. Memory is taken when a slot is first used; growing by
-/// copying would leave the smaller copies behind in the allocator.
+/// Slots whose addresses are reserved at the start, for memory to be taken when a slot is first used.
 pub(crate) const RESERVED_SLOTS_MAX: usize = 64 * 1024;
 
 /// What the connections of a shard share, whatever their session is.

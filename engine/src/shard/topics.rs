@@ -8,7 +8,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
     sync::Arc,
@@ -21,13 +20,11 @@ use super::{
     ConnectionId, Counters,
     envelope::{OwnFrame, Publication},
     registry::{TopicInterest, TopicRegistry},
+    rules::{Conflation, TopicRules, TopicSettings},
 };
-use crate::{
-    connection::OutboxFull,
-    protocol::{
-        OpCode,
-        frame::{append_frame, frame_bytes},
-    },
+use crate::protocol::{
+    OpCode,
+    frame::{append_frame, frame_bytes},
 };
 
 /// Publications of a turn are gathered up to this size, then delivered together.
@@ -39,68 +36,6 @@ const SWEPT_MAX: usize = 1024;
 const SWEPT_PER_NEW: usize = 4;
 /// Larger publications are delivered on their own.
 const GATHERED_FRAME_BYTES_MAX: usize = 8 * 1024;
-
-/// Whether newer publications replace older ones.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Conflation {
-    /// Every publication is delivered.
-    #[default]
-    Off,
-    /// A subscriber who has fallen behind (above its high mark, until its low mark) gets the newest value of
-    /// each key; the older ones that have not left yet are replaced, keeping their place.
-    Latest,
-}
-
-/// How a topic treats its subscribers.
-#[derive(Clone, Copy, Debug, Default)]
-#[non_exhaustive]
-pub struct TopicSettings {
-    /// What happens when a subscriber's outbox is full; `None`: what the configuration says for all.
-    pub full: Option<OutboxFull>,
-    /// Whether newer publications replace older ones. Default: off.
-    pub conflation: Conflation,
-    /// Gathers publications for this long and delivers them together: fewer sends, more latency.
-    /// Milliseconds count. Default: off, a publication leaves at the end of the turn.
-    ///
-    /// A publication above 8 KiB ends the gathering, and where [`Conflation::Latest`] replaces what waits,
-    /// nothing is gathered.
-    pub window: Option<Duration>,
-}
-
-/// Chooses the settings of a topic by its name, when a shard first hears of it.
-#[derive(Clone)]
-pub struct TopicRules(Arc<dyn Fn(&str) -> TopicSettings + Send + Sync>);
-
-impl TopicRules {
-    /// Rules by a function of the topic's name.
-    ///
-    /// ```
-    /// use ringwire::{Conflation, TopicRules, TopicSettings};
-    ///
-    /// let rules = TopicRules::new(|name| {
-    ///     let mut settings = TopicSettings::default();
-    ///     if name.starts_with("prices/") {
-    ///         settings.conflation = Conflation::Latest;
-    ///     }
-    ///     settings
-    /// });
-    /// ```
-    pub fn new(rules: impl Fn(&str) -> TopicSettings + Send + Sync + 'static) -> Self {
-        Self(Arc::new(rules))
-    }
-}
-
-impl Default for TopicRules {
-    fn default() -> Self {
-        Self::new(|_| TopicSettings::default())
-    }
-}
-
-impl fmt::Debug for TopicRules {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("TopicRules")
-    }
-}
 
 /// The topics of one shard.
 #[derive(Debug)]
@@ -239,7 +174,7 @@ impl TopicTable {
     }
 
     fn settings_of(&self, name: &str) -> TopicSettings {
-        catch_unwind(AssertUnwindSafe(|| (self.rules.0)(name))).unwrap_or_else(|_| {
+        catch_unwind(AssertUnwindSafe(|| self.rules.settings(name))).unwrap_or_else(|_| {
             tracing::error!(topic = name, "the rules of topics panicked, the defaults apply");
             self.counters.handler_panics.add(1);
             TopicSettings::default()
