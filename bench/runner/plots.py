@@ -10,7 +10,7 @@ matplotlib.rcParams["svg.fonttype"] = "none"
 matplotlib.rcParams["font.size"] = 10
 
 import matplotlib.pyplot as pyplot  # noqa: E402
-from matplotlib.ticker import EngFormatter  # noqa: E402
+from matplotlib.ticker import EngFormatter, LogLocator  # noqa: E402
 
 import report  # noqa: E402
 
@@ -76,6 +76,8 @@ def curves(folder, table, scenario):
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(EngFormatter(sep=""))
+        # Numbers at every step would run into each other.
+        axis.set_minor_locator(LogLocator(subs=(2, 5)))
         axis.set_minor_formatter(EngFormatter(sep=""))
     axes.set_xlabel(f"{report.unit(scenario)[1]} per second")
     axes.set_ylabel("latency, us (line p99, dots p50)")
