@@ -49,7 +49,7 @@ impl SharedFrame {
 pub struct SendBuffer {
     bytes: Bytes,
     offset: usize,
-    /// A part has left: the rest must follow.
+    /// A part has left, or counts as if it had: the rest must follow.
     torn: bool,
 }
 
@@ -110,7 +110,7 @@ impl SendBuffer {
         self.skip(bytes);
     }
 
-    /// A part of what stands in front has left already, in another buffer.
+    /// What is here must leave as it is: a part of it already left in another buffer, or it is no frame.
     pub fn mark_torn(&mut self) {
         self.torn = true;
     }

@@ -3,9 +3,9 @@
 //!
 //! Queued frames are walked by their headers (RFC 6455 section 5.2); nothing but their bytes is kept of them.
 
-use std::{collections::VecDeque, ops::Range};
+use std::ops::Range;
 
-use super::outbox::{Content, Entry};
+use super::queue::Queue;
 use crate::{buffer::SendBuffer, protocol::FrameHeader};
 
 /// What was dropped.
@@ -18,14 +18,14 @@ pub struct Dropped {
 }
 
 /// Drops the oldest data frames until `excess` bytes have gone, or nothing is left that may be dropped.
-pub(super) fn drop_oldest(queue: &mut VecDeque<Entry>, excess: usize) -> Dropped {
+pub(super) fn drop_oldest(queue: &mut Queue, excess: usize) -> Dropped {
     let mut dropped = Dropped::default();
     let mut position = 0;
     // What is behind is not looked at: there may be thousands, and this comes with every message.
     while dropped.bytes < excess
         && let Some(entry) = queue.get_mut(position)
     {
-        if entry.content != Content::Response && !entry.buffer.is_torn() {
+        if !entry.buffer.is_torn() {
             drop_from(&mut entry.buffer, excess, &mut dropped);
         }
         if entry.buffer.is_empty() {
@@ -38,11 +38,9 @@ pub(super) fn drop_oldest(queue: &mut VecDeque<Entry>, excess: usize) -> Dropped
 }
 
 /// Whether `excess` bytes of data frames may be dropped.
-pub(super) fn can_drop(queue: &VecDeque<Entry>, excess: usize) -> bool {
-    let droppable =
-        queue.iter().filter(|entry| entry.content != Content::Response && !entry.buffer.is_torn());
+pub(super) fn can_drop(queue: &Queue, excess: usize) -> bool {
     let mut bytes = 0;
-    for entry in droppable {
+    for entry in queue.iter().filter(|entry| !entry.buffer.is_torn()) {
         let mut position = 0;
         while bytes < excess
             && let Some((frame, is_data)) = frame_at(entry.buffer.unsent(), position)
@@ -92,6 +90,7 @@ mod tests {
     use super::*;
     use crate::{
         buffer::{LocalFrame, SharedFrame},
+        connection::queue::Entry,
         protocol::{OpCode, frame::append_frame},
     };
 
@@ -104,17 +103,27 @@ mod tests {
     }
 
     fn owned(opcodes: &[OpCode]) -> Entry {
-        Entry { buffer: SendBuffer::owned(frames(opcodes), 0), content: Content::Frames }
+        Entry { buffer: SendBuffer::owned(frames(opcodes), 0), key: None }
+    }
+
+    fn queue(entries: impl IntoIterator<Item = Entry>) -> Queue {
+        let mut queue = Queue::default();
+        entries.into_iter().for_each(|entry| queue.push_back(entry));
+        queue
+    }
+
+    fn buffer_at(queue: &mut Queue, position: usize) -> &SendBuffer {
+        &queue.get_mut(position).expect("an entry").buffer
     }
 
     #[test]
     fn the_oldest_go_until_there_is_room() {
         let frame = LocalFrame::new(SharedFrame::new(frames(&[OpCode::Text; 3])));
-        let shared = Entry { buffer: SendBuffer::shared(frame), content: Content::Publication(None) };
-        let mut queue = VecDeque::from([shared, owned(&[OpCode::Text])]);
+        let shared = Entry { buffer: SendBuffer::shared(frame), key: None };
+        let mut queue = queue([shared, owned(&[OpCode::Text])]);
         assert_eq!(drop_oldest(&mut queue, 11), Dropped { messages: 2, bytes: 20 });
-        assert_eq!(queue[0].buffer.unsent(), frames(&[OpCode::Text]));
-        assert!(!queue[0].buffer.is_torn());
+        assert_eq!(buffer_at(&mut queue, 0).unsent(), frames(&[OpCode::Text]));
+        assert!(!buffer_at(&mut queue, 0).is_torn());
         assert_eq!(drop_oldest(&mut queue, usize::MAX), Dropped { messages: 2, bytes: 20 });
         assert!(queue.is_empty());
     }
@@ -123,7 +132,7 @@ mod tests {
     fn what_can_be_dropped_is_known_before() {
         let mut torn = owned(&[OpCode::Binary]);
         torn.buffer.advance(1);
-        let queue = VecDeque::from([torn, owned(&[OpCode::Ping, OpCode::Text]), owned(&[OpCode::Text])]);
+        let queue = queue([torn, owned(&[OpCode::Ping, OpCode::Text]), owned(&[OpCode::Text])]);
         assert!(can_drop(&queue, 20));
         assert!(!can_drop(&queue, 21));
     }
@@ -133,9 +142,9 @@ mod tests {
         let mut torn = owned(&[OpCode::Binary]);
         torn.buffer.advance(3);
         let mixed = owned(&[OpCode::Ping, OpCode::Text, OpCode::Close, OpCode::Text]);
-        let mut queue = VecDeque::from([torn, mixed]);
+        let mut queue = queue([torn, mixed]);
         assert_eq!(drop_oldest(&mut queue, usize::MAX), Dropped { messages: 2, bytes: 20 });
-        assert_eq!(queue[0].buffer.len(), 7);
-        assert_eq!(queue[1].buffer.unsent(), frames(&[OpCode::Ping, OpCode::Close]));
+        assert_eq!(buffer_at(&mut queue, 0).len(), 7);
+        assert_eq!(buffer_at(&mut queue, 1).unsent(), frames(&[OpCode::Ping, OpCode::Close]));
     }
 }

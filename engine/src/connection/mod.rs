@@ -10,6 +10,7 @@ mod deadlines;
 mod drops;
 mod endpoint;
 mod outbox;
+mod queue;
 mod settings;
 mod time;
 
@@ -17,6 +18,7 @@ pub use close::{CloseReason, Initiator};
 pub use deadlines::Expired;
 pub use drops::Dropped;
 pub use endpoint::{Endpoint, Event, Output, Phase, Place};
-pub use outbox::{ConflationKey, Full, Outbox, SendStatus, SharedStatus};
+pub use outbox::{Full, Outbox, SendStatus, SharedStatus};
+pub use queue::ConflationKey;
 pub use settings::{OutboxFull, OutboxLimits, Settings, Timeouts};
 pub use time::Timestamp;

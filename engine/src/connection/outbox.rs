@@ -5,11 +5,10 @@
 //! beyond it; at most one buffer is in flight; a frame whose first byte has left is never dropped or torn
 //! apart; a queued buffer of frames that is not torn consists of whole frames; nothing follows a close frame.
 
-use std::collections::VecDeque;
-
 use super::{
     OutboxLimits,
     drops::{self, Dropped},
+    queue::{ConflationKey, Entry, Queue},
 };
 use crate::{
     buffer::{CorkPool, LocalFrame, SendBuffer},
@@ -48,15 +47,6 @@ pub enum SharedStatus {
     Replaced,
 }
 
-/// What a newer publication replaces an older one by: the topic and the publisher's key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConflationKey {
-    /// The topic's number in its shard, not used for any other.
-    pub topic: u64,
-    /// The key within the topic.
-    pub key: u64,
-}
-
 /// Queued buffers are joined into one send up to this size.
 const COALESCED_BYTES_MAX: usize = 16 * 1024;
 /// What control frames may take beyond the limit for data.
@@ -67,30 +57,13 @@ const CLOSE_BYTES_MAX: usize = frame_bytes(CONTROL_PAYLOAD_BYTES_MAX);
 /// What waits to be sent to one peer.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    queue: VecDeque<Entry>,
+    queue: Queue,
     bytes: usize,
     /// The newest ping answer that found no room (RFC 6455 section 5.5.3 allows to skip the older ones).
     pending_pong: Option<Box<[u8]>>,
     in_flight: bool,
     /// The high mark was passed and the low mark has not been reached again.
     congested: bool,
-}
-
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) buffer: SendBuffer,
-    pub(super) content: Content,
-}
-
-/// What an entry holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Content {
-    /// The answer to the upgrade request: no frames.
-    Response,
-    /// Frames of this connection's own, control frames among them.
-    Frames,
-    /// Data frames that others send as well.
-    Publication(Option<ConflationKey>),
 }
 
 /// The outbox had no room for a frame.
@@ -171,17 +144,14 @@ impl Outbox {
         limits: &OutboxLimits,
     ) -> Result<SendStatus, Full> {
         let status = self.reserve(frame.bytes().len(), limits)?;
-        let buffer = SendBuffer::shared(frame.clone());
-        self.push_back(Entry { buffer, content: Content::Publication(key) });
+        self.queue.push_back(Entry { buffer: SendBuffer::shared(frame.clone()), key });
         Ok(status)
     }
 
     /// Puts `frame` in the place of the queued one with the same key, if there is one and the limit allows
     /// it.
     pub(super) fn replace(&mut self, frame: &LocalFrame, key: ConflationKey, limits: &OutboxLimits) -> bool {
-        let same =
-            |entry: &&mut Entry| entry.content == Content::Publication(Some(key)) && !entry.buffer.is_torn();
-        let Some(entry) = self.queue.iter_mut().rev().find(same) else { return false };
+        let Some(entry) = self.queue.newest(key) else { return false };
         let bytes = self.bytes - entry.buffer.len() + frame.bytes().len();
         if bytes > limits.bytes_max {
             return false;
@@ -194,7 +164,10 @@ impl Outbox {
     /// Queues bytes that are no frame: the answer to the upgrade request.
     pub(super) fn push_response(&mut self, response: Vec<u8>) {
         self.bytes += response.len();
-        self.push_back(Entry { buffer: SendBuffer::owned(response, 0), content: Content::Response });
+        let mut buffer = SendBuffer::owned(response, 0);
+        // Nothing may drop it or be written into it.
+        buffer.mark_torn();
+        self.queue.push_back(Entry { buffer, key: None });
     }
 
     /// Queues the close frame, behind which nothing more is queued.
@@ -274,7 +247,7 @@ impl Outbox {
         self.in_flight = false;
         buffer.advance(bytes);
         if !buffer.is_empty() {
-            self.queue.push_front(Entry { buffer, content: Content::Frames });
+            self.queue.push_front(buffer);
         } else if let Some(memory) = buffer.into_owned() {
             corks.give(memory);
         }
@@ -296,7 +269,7 @@ impl Outbox {
             if bytes > 0 {
                 rest.mark_torn();
             }
-            self.queue.push_front(Entry { buffer: rest, content: Content::Frames });
+            self.queue.push_front(rest);
         }
         self.note_sent(bytes);
         self.reached_low_mark(limits)
@@ -304,9 +277,7 @@ impl Outbox {
 
     /// Gives back the memory of an empty queue; called while the connection is quiet.
     pub(super) fn shrink(&mut self) {
-        if self.queue.is_empty() {
-            self.queue = VecDeque::new();
-        }
+        self.queue.shrink();
     }
 
     fn note_sent(&mut self, bytes: usize) {
@@ -314,17 +285,12 @@ impl Outbox {
         self.bytes -= bytes;
     }
 
-    fn push_back(&mut self, entry: Entry) {
-        if self.queue.capacity() == 0 {
-            // Most connections never have more than one: room for four would be their largest part.
-            self.queue.reserve_exact(1);
-        }
-        self.queue.push_back(entry);
-    }
-
     fn reached_low_mark(&mut self, limits: &OutboxLimits) -> bool {
         let drained = self.congested && self.bytes <= limits.bytes_low;
-        self.congested &= !drained;
+        if drained {
+            self.congested = false;
+            self.queue.forget_index();
+        }
         drained
     }
 
@@ -342,7 +308,6 @@ impl Outbox {
     #[inline]
     fn write_frame(&mut self, opcode: OpCode, payload: &[u8], bytes: usize, corks: &mut CorkPool) {
         if let Some(entry) = self.queue.back_mut()
-            && matches!(entry.content, Content::Frames)
             && let Some(cork) = entry.buffer.cork()
             && cork.len() + bytes <= COALESCED_BYTES_MAX
         {
@@ -357,7 +322,7 @@ impl Outbox {
         // Behind publications a cork would hold much more than it has: what waits stays in proportion.
         let mut cork = if self.queue.is_empty() { corks.take(bytes) } else { Vec::with_capacity(bytes) };
         append_frame(&mut cork, opcode, payload);
-        self.push_back(Entry { buffer: SendBuffer::owned(cork, 0), content: Content::Frames });
+        self.queue.push_back(Entry { buffer: SendBuffer::owned(cork, 0), key: None });
     }
 
     fn coalesce(&mut self, mut front: SendBuffer, corks: &mut CorkPool) -> SendBuffer {

@@ -209,10 +209,45 @@ fn what_waits_between_publications_takes_no_more_memory_than_it_has_bytes() {
         assert!(fixture.push(b"own").is_ok_and(SendStatus::is_sent));
     }
     let bytes = fixture.outbox.bytes();
-    let owned = std::mem::take(&mut fixture.outbox.queue).into_iter();
-    let allocated: usize =
-        owned.filter_map(|entry| entry.buffer.into_owned()).map(|memory| memory.capacity()).sum();
+    let entries = std::iter::from_fn(|| fixture.outbox.queue.pop_front());
+    let owned = entries.filter_map(|entry| entry.buffer.into_owned());
+    let allocated: usize = owned.map(|memory| memory.capacity()).sum();
     assert!(allocated <= 2 * bytes, "{allocated} bytes for {bytes}");
+}
+
+#[test]
+fn newer_values_take_the_places_of_older_ones_while_the_queue_moves() {
+    const KEYS: u64 = 300;
+    let mut fixture = Fixture::roomy();
+    let frame = |key: u64, value: u8| {
+        let mut bytes = vec![0x82, 126, 4, 0];
+        bytes.resize(4 + 1024 - 8, value);
+        bytes.extend_from_slice(&key.to_be_bytes());
+        LocalFrame::new(SharedFrame::new(bytes))
+    };
+    for key in 0..KEYS {
+        let key_of = ConflationKey { topic: 1, key };
+        let pushed = fixture.outbox.push_shared(&frame(key, 0), Some(key_of), &fixture.limits);
+        assert!(pushed.is_ok_and(SendStatus::is_sent));
+    }
+    let mut newest = vec![0; KEYS as usize];
+    for value in 1..=20_u8 {
+        // A few frames leave each time, the last of them in part.
+        let _ = fixture.send(3000);
+        for key in (0..KEYS).step_by(usize::from(value)) {
+            let key_of = ConflationKey { topic: 1, key };
+            if fixture.outbox.replace(&frame(key, value), key_of, &fixture.limits) {
+                newest[key as usize] = value;
+            }
+            let other = ConflationKey { topic: 2, key };
+            assert!(!fixture.outbox.replace(&frame(key, 99), other, &fixture.limits));
+        }
+    }
+    fixture.send_all();
+    let expected: Vec<_> =
+        (0..KEYS).map(|key| frame(key, newest[key as usize]).bytes()[4..].to_vec()).collect();
+    assert_eq!(fixture.payloads(), expected);
+    assert!(newest.iter().filter(|value| **value > 0).count() > 100, "most were replaced");
 }
 
 #[test]
