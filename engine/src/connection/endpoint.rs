@@ -178,6 +178,15 @@ impl Endpoint {
         self.begin_flushing(settings, now);
     }
 
+    /// Queues a message, if nothing has to be done for it but to write it behind others.
+    #[inline]
+    pub fn append(&mut self, opcode: OpCode, payload: &[u8], settings: &Settings) -> Option<SendStatus> {
+        if !self.is_open() {
+            return None;
+        }
+        self.outbox.append_data(opcode, payload, &settings.outbox)
+    }
+
     /// Queues a message.
     pub fn send(
         &mut self,

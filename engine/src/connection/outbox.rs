@@ -122,6 +122,29 @@ impl Outbox {
         Ok(SendStatus::Sent)
     }
 
+    /// Writes a data frame behind others that wait already, as all but the first of a batch can be; `None`
+    /// where that cannot be done at once.
+    #[inline]
+    pub(super) fn append_data(
+        &mut self,
+        opcode: OpCode,
+        payload: &[u8],
+        limits: &OutboxLimits,
+    ) -> Option<SendStatus> {
+        let frame_bytes = frame_bytes(payload.len());
+        let bytes = self.bytes + frame_bytes;
+        let cork = self.queue.back_mut()?.buffer.cork()?;
+        if bytes > limits.bytes_high
+            || bytes > limits.bytes_max
+            || cork.len() + frame_bytes > COALESCED_BYTES_MAX
+        {
+            return None;
+        }
+        append_frame(cork, opcode, payload);
+        self.bytes = bytes;
+        Some(SendStatus::Sent)
+    }
+
     /// Queues a data frame.
     pub(super) fn push_data(
         &mut self,

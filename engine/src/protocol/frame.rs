@@ -189,22 +189,23 @@ impl FrameHeader {
 }
 
 /// Appends one whole, unmasked frame: what a server sends.
-#[inline]
+#[inline(never)]
 pub fn append_frame(out: &mut Vec<u8>, opcode: OpCode, payload: &[u8]) {
-    out.reserve(frame_bytes(payload.len()));
-    let first = FIN_BIT | opcode.bits();
-    // Headers of a constant size are stored without a call.
     match payload.len() {
-        short @ 0..=125 => out.extend_from_slice(&[first, short as u8]),
-        medium @ 126..=0xFFFF => {
-            let [high, low] = (medium as u16).to_be_bytes();
-            out.extend_from_slice(&[first, LENGTH_IS_16_BIT, high, low]);
+        short @ 0..=125 => {
+            // A header of a constant size is stored without a call.
+            out.extend_from_slice(&[FIN_BIT | opcode.bits(), short as u8]);
+            out.extend_from_slice(payload);
         }
-        _ => {
-            let (header, header_bytes) = encoded_header(opcode, None, payload.len());
-            out.extend_from_slice(&header[..header_bytes]);
-        }
+        _ => append_long_frame(out, opcode, payload),
     }
+}
+
+#[inline(never)]
+fn append_long_frame(out: &mut Vec<u8>, opcode: OpCode, payload: &[u8]) {
+    let (header, header_bytes) = encoded_header(opcode, None, payload.len());
+    out.reserve(header_bytes + payload.len());
+    out.extend_from_slice(&header[..header_bytes]);
     out.extend_from_slice(payload);
 }
 

@@ -100,18 +100,29 @@ impl<S> Connection<'_, S> {
     /// the turn has produced for this connection.
     ///
     /// Sending back the very payload that the handler was lent costs no copy.
+    #[inline]
     pub fn send<'m>(&mut self, message: impl Into<Message<'m>>) -> SendStatus {
         let message = message.into();
-        let payload = message.bytes();
-        let opcode = opcode(message.kind());
-        if self.context.lent.can_relay(opcode, payload)
-            && let Some(status) = self.endpoint.reserve_relay(payload.len(), &self.context.settings)
-        {
-            self.context.lent.relayed = Some(opcode);
+        let (opcode, payload) = (opcode(message.kind()), message.bytes());
+        let status = match payload.len() {
+            ..RELAYED_BYTES_MIN => self.endpoint.append(opcode, payload, &self.context.settings),
+            _ if self.context.lent.can_relay(opcode, payload) => {
+                let status = self.endpoint.reserve_relay(payload.len(), &self.context.settings);
+                self.context.lent.relayed = status.and(Some(opcode));
+                status
+            }
+            _ => None,
+        };
+        if let Some(status) = status {
             self.context.counters.messages_sent.add(1);
             self.endpoint.note_message(self.context.now);
             return status;
         }
+        self.send_copy(opcode, payload)
+    }
+
+    #[inline(never)]
+    fn send_copy(&mut self, opcode: OpCode, payload: &[u8]) -> SendStatus {
         let full = self.context.settings.outbox.full;
         self.context.queue(self.endpoint, full, frame_bytes(payload.len()), 1, |endpoint, context| {
             endpoint.send(opcode, payload, &context.settings, &mut context.corks)
