@@ -3,6 +3,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::HashMap,
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
@@ -18,7 +19,10 @@ use crate::shard::{ConnectionId, Handler, Upgrade};
 /// The wakers of the user's futures that are running.
 #[derive(Debug, Default)]
 pub(super) struct Futures {
-    wakers: RefCell<Slab<(Option<ConnectionId>, Option<Waker>)>>,
+    wakers: RefCell<Slab<Option<Waker>>>,
+    /// Those that decide about a connection. Every connection that ends is looked up here: there may be a
+    /// future for each of the others.
+    decisions: RefCell<HashMap<ConnectionId, usize>>,
     ended: Cell<bool>,
 }
 
@@ -26,20 +30,40 @@ impl Futures {
     /// Drops every future.
     pub(super) fn end(&self) {
         self.ended.set(true);
-        self.wake(|_| true);
+        self.wakers.borrow().iter().filter_map(|(_, waker)| waker.as_ref()).for_each(Waker::wake_by_ref);
     }
 
-    /// Drops the futures that decide about connection `id`.
+    /// Drops the future that decides about connection `id`, if one does.
     pub(super) fn abandon(&self, id: ConnectionId) {
-        if !self.wakers.borrow().is_empty() {
-            self.wake(|owner| owner == Some(id));
+        let decision = self.decisions.borrow().get(&id).copied();
+        if let Some(key) = decision
+            && let Some(Some(waker)) = self.wakers.borrow().get(key)
+        {
+            waker.wake_by_ref();
         }
     }
 
-    fn wake(&self, which: impl Fn(Option<ConnectionId>) -> bool) {
-        for (_, (owner, waker)) in self.wakers.borrow().iter() {
-            if let Some(waker) = waker.as_ref().filter(|_| which(*owner)) {
-                waker.wake_by_ref();
+    fn add(&self, owner: Option<ConnectionId>) -> usize {
+        let key = self.wakers.borrow_mut().insert(None);
+        if let Some(id) = owner {
+            self.decisions.borrow_mut().insert(id, key);
+        }
+        key
+    }
+
+    fn set_waker(&self, key: usize, waker: &Waker) {
+        if let Some(entry) = self.wakers.borrow_mut().get_mut(key) {
+            *entry = Some(waker.clone());
+        }
+    }
+
+    fn remove(&self, owner: Option<ConnectionId>, key: usize) {
+        self.wakers.borrow_mut().try_remove(key);
+        if let Some(id) = owner {
+            let mut decisions = self.decisions.borrow_mut();
+            // A decision may be followed by another one.
+            if decisions.get(&id) == Some(&key) {
+                decisions.remove(&id);
             }
         }
     }
@@ -93,7 +117,7 @@ impl<H: Handler, T> Guarded<H, T> {
         owner: Option<ConnectionId>,
         future: Pin<Box<dyn Future<Output = T>>>,
     ) -> Self {
-        let key = worker.futures.wakers.borrow_mut().insert((owner, None));
+        let key = worker.futures.add(owner);
         Self { worker: Rc::clone(worker), owner, future: Some(future), key }
     }
 
@@ -118,9 +142,7 @@ impl<H: Handler, T> Future for Guarded<H, T> {
             Ok(Poll::Ready(value)) => Poll::Ready(Outcome::Ready(value)),
             Ok(Poll::Pending) if this.is_abandoned() => Poll::Ready(Outcome::Ended),
             Ok(Poll::Pending) => {
-                if let Some(entry) = this.worker.futures.wakers.borrow_mut().get_mut(this.key) {
-                    entry.1 = Some(context.waker().clone());
-                }
+                this.worker.futures.set_waker(this.key, context.waker());
                 Poll::Pending
             }
             Err(_) => {
@@ -134,7 +156,7 @@ impl<H: Handler, T> Future for Guarded<H, T> {
 
 impl<H: Handler, T> Drop for Guarded<H, T> {
     fn drop(&mut self) {
-        self.worker.futures.wakers.borrow_mut().try_remove(self.key);
+        self.worker.futures.remove(self.owner, self.key);
         let future = self.future.take();
         if catch_unwind(AssertUnwindSafe(|| drop(future))).is_err() {
             self.worker.counters.handler_panics.add(1);
@@ -144,3 +166,69 @@ impl<H: Handler, T> Drop for Guarded<H, T> {
 
 // The future is boxed: moving the guard does not move it.
 impl<H: Handler, T> Unpin for Guarded<H, T> {}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+        task::Wake,
+    };
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn id(index: u32) -> ConnectionId {
+        ConnectionId::new(0, index, 1)
+    }
+
+    /// Adds a future that waits, and answers its key and how often it was woken.
+    fn add(futures: &Futures, owner: Option<ConnectionId>) -> (usize, Arc<Wakes>) {
+        let (key, wakes) = (futures.add(owner), Arc::new(Wakes::default()));
+        futures.set_waker(key, &Arc::clone(&wakes).into());
+        (key, wakes)
+    }
+
+    fn woken<const N: usize>(futures: [&(usize, Arc<Wakes>); N]) -> [usize; N] {
+        futures.map(|(_, wakes)| wakes.0.load(Ordering::Relaxed))
+    }
+
+    #[test]
+    fn only_the_decision_about_a_connection_is_abandoned_with_it() {
+        let futures = Futures::default();
+        let lasting = add(&futures, None);
+        let (first, other) = (add(&futures, Some(id(1))), add(&futures, Some(id(2))));
+        futures.abandon(id(1));
+        assert_eq!(woken([&lasting, &first, &other]), [0, 1, 0]);
+        // It has decided to decide later.
+        let second = add(&futures, Some(id(1)));
+        futures.remove(Some(id(1)), first.0);
+        futures.abandon(id(1));
+        assert_eq!(woken([&lasting, &first, &other, &second]), [0, 1, 0, 1]);
+        futures.remove(Some(id(1)), second.0);
+        futures.abandon(id(1));
+        futures.end();
+        assert_eq!(woken([&lasting, &first, &other, &second]), [1, 1, 1, 1]);
+        futures.remove(Some(id(2)), other.0);
+        assert!(futures.decisions.borrow().is_empty(), "what is decided leaves nothing behind");
+    }
+
+    #[test]
+    fn a_connection_that_ends_is_not_searched_for_among_the_futures() {
+        let futures = Futures::default();
+        add(&futures, None);
+        // Looking through them would panic now.
+        let _borrowed = futures.wakers.borrow_mut();
+        futures.abandon(id(1));
+    }
+}
