@@ -23,15 +23,16 @@ pub trait Weight {
 pub(super) struct Load(AtomicUsize);
 
 impl Load {
-    /// Adds what is to be sent, if the limit allows it.
+    /// Adds what is to be sent, if the limit allows it. What is refused is never counted, not even for a
+    /// moment: others would be refused for its sake.
     pub(super) fn add(&self, bytes: usize) -> Result<(), Full> {
+        let with = |before: usize| {
+            let after = before.saturating_add(bytes);
+            (before == 0 || after <= WAY_BYTES_MAX).then_some(after)
+        };
         // The count guards no other memory: the queues order what is in them.
-        let before = self.0.fetch_add(bytes, Ordering::Relaxed);
-        if before > 0 && before.saturating_add(bytes) > WAY_BYTES_MAX {
-            self.remove(bytes);
-            return Err(Full);
-        }
-        Ok(())
+        let added = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, with);
+        added.map(drop).map_err(|_| Full)
     }
 
     /// Removes what has arrived or was not sent after all.
@@ -87,6 +88,8 @@ impl<T: Weight> Inbox<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
 
     #[derive(Debug)]
@@ -114,5 +117,22 @@ mod tests {
         assert_eq!(inbox.push(Heavy(1)), Err(Full));
         while inbox.pop().is_some() {}
         assert_eq!(inbox.push(Heavy(WAY_BYTES_MAX)), Ok(()), "what was refused is not counted");
+    }
+
+    #[test]
+    fn what_is_being_refused_is_in_nobodys_way() {
+        let inbox = Inbox::new();
+        assert_eq!(inbox.push(Heavy(1)), Ok(()));
+        let ends = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ends.load(Ordering::Relaxed) {
+                    assert_eq!(inbox.push(Heavy(WAY_BYTES_MAX)), Err(Full));
+                }
+            });
+            let refused = (0..200_000).find(|_| inbox.push(Heavy(1)).is_err() || inbox.pop().is_none());
+            ends.store(true, Ordering::Relaxed);
+            assert_eq!(refused, None);
+        });
     }
 }
