@@ -51,6 +51,8 @@ pub struct SendBuffer {
     offset: usize,
     /// A part has left, or counts as if it had: the rest must follow.
     torn: bool,
+    /// What the control frames among these bytes count for.
+    control: u16,
 }
 
 #[derive(Debug)]
@@ -67,13 +69,13 @@ impl SendBuffer {
     #[must_use]
     pub fn owned(bytes: Vec<u8>, offset: usize) -> Self {
         assert!(offset <= bytes.len(), "offset beyond the end");
-        Self { bytes: Bytes::Owned(bytes), offset, torn: false }
+        Self { bytes: Bytes::Owned(bytes), offset, torn: false, control: 0 }
     }
 
     /// Sends a frame that others send as well.
     #[must_use]
     pub fn shared(frame: LocalFrame) -> Self {
-        Self { bytes: Bytes::Shared(frame), offset: 0, torn: false }
+        Self { bytes: Bytes::Shared(frame), offset: 0, torn: false, control: 0 }
     }
 
     /// What is still to be sent.
@@ -113,6 +115,32 @@ impl SendBuffer {
     /// What is here must leave as it is: a part of it already left in another buffer, or it is no frame.
     pub fn mark_torn(&mut self) {
         self.torn = true;
+    }
+
+    /// What the control frames among these bytes count for, by the measure of whoever queued them.
+    #[must_use]
+    pub fn control(&self) -> u16 {
+        self.control
+    }
+
+    /// Control frames were added that count for so much.
+    pub fn add_control(&mut self, counted: u16) {
+        self.control = self.control.saturating_add(counted);
+    }
+
+    /// Leaves only these of the bytes, control frames included.
+    pub fn keep(&mut self, bytes: Vec<u8>) {
+        self.bytes = Bytes::Owned(bytes);
+        self.offset = 0;
+    }
+
+    /// How much memory this buffer holds for itself.
+    #[must_use]
+    pub fn owned_capacity(&self) -> usize {
+        match &self.bytes {
+            Bytes::Owned(bytes) => bytes.capacity(),
+            Bytes::Shared(_) => 0,
+        }
     }
 
     /// The first `bytes` are not to be sent after all.

@@ -75,7 +75,7 @@ impl Endpoint {
         self.awaiting_pong = true;
         self.ping_sent = now;
         self.awaited_until = now.after(settings.timeouts.pong);
-        self.outbox.push_ping(&now.as_millis().to_be_bytes(), &settings.outbox, corks);
+        self.outbox.push_ping(&now.as_millis().to_be_bytes(), corks);
         None
     }
 }

@@ -8,6 +8,9 @@ use std::ops::Range;
 use super::queue::Queue;
 use crate::{buffer::SendBuffer, protocol::FrameHeader};
 
+/// What a buffer of which little is left may hold on to.
+const KEPT_CAPACITY_MAX: usize = 512;
+
 /// What was dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dropped {
@@ -37,6 +40,18 @@ pub(super) fn drop_oldest(queue: &mut Queue, excess: usize) -> Dropped {
     dropped
 }
 
+/// Drops every data frame that may be dropped.
+pub(super) fn drop_all(queue: &mut Queue) -> Dropped {
+    let mut dropped = Dropped::default();
+    queue.retain(|entry| {
+        if !entry.buffer.is_torn() {
+            drop_from(&mut entry.buffer, usize::MAX, &mut dropped);
+        }
+        !entry.buffer.is_empty()
+    });
+    dropped
+}
+
 /// Whether `excess` bytes of data frames may be dropped.
 pub(super) fn can_drop(queue: &Queue, excess: usize) -> bool {
     let mut bytes = 0;
@@ -56,26 +71,43 @@ pub(super) fn can_drop(queue: &Queue, excess: usize) -> bool {
 }
 
 fn drop_from(buffer: &mut SendBuffer, excess: usize, dropped: &mut Dropped) {
-    let mut position = 0;
+    let mut skipped = 0;
     while dropped.bytes < excess
-        && let Some((frame, is_data)) = frame_at(buffer.unsent(), position)
+        && let Some((frame, true)) = frame_at(buffer.unsent(), skipped)
     {
-        if !is_data {
-            position = frame.end;
-            continue;
-        }
+        skipped = frame.end;
         dropped.messages += 1;
         dropped.bytes += frame.len();
-        if frame.start == 0 {
-            buffer.skip(frame.len());
-        } else if let Some(cork) = buffer.cork() {
-            cork.drain(frame);
+    }
+    buffer.skip(skipped);
+    if dropped.bytes < excess && !buffer.is_empty() {
+        drop_behind_control(buffer, excess, dropped);
+    }
+    // A few bytes that stay are not to keep the memory of all that went.
+    if buffer.owned_capacity() > KEPT_CAPACITY_MAX && buffer.len() < buffer.owned_capacity() / 4 {
+        buffer.keep(buffer.unsent().to_vec());
+    }
+}
+
+/// The same where a control frame comes first: in one pass, into memory of its own.
+fn drop_behind_control(buffer: &mut SendBuffer, excess: usize, dropped: &mut Dropped) {
+    let bytes = buffer.unsent();
+    let mut kept = Vec::with_capacity(usize::from(buffer.control()));
+    let mut position = 0;
+    while dropped.bytes < excess
+        && let Some((frame, is_data)) = frame_at(bytes, position)
+    {
+        position = frame.end;
+        if is_data {
+            dropped.messages += 1;
+            dropped.bytes += frame.len();
         } else {
-            // Frames behind a skipped one and a control frame: rebuilt without the dropped one.
-            let mut rest = buffer.unsent().to_vec();
-            rest.drain(frame);
-            *buffer = SendBuffer::owned(rest, 0);
+            kept.extend_from_slice(&bytes[frame]);
         }
+    }
+    if kept.len() < position {
+        kept.extend_from_slice(&bytes[position..]);
+        buffer.keep(kept);
     }
 }
 

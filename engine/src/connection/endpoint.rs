@@ -248,9 +248,9 @@ impl Endpoint {
     }
 
     /// Sends a ping with a payload of the user's.
-    pub fn ping(&mut self, payload: &[u8], settings: &Settings, corks: &mut CorkPool) {
+    pub fn ping(&mut self, payload: &[u8], corks: &mut CorkPool) {
         if self.is_open() {
-            self.outbox.push_ping(payload, &settings.outbox, corks);
+            self.outbox.push_ping(payload, corks);
         }
     }
 

@@ -49,8 +49,11 @@ pub enum SharedStatus {
 
 /// Queued buffers are joined into one send up to this size.
 const COALESCED_BYTES_MAX: usize = 16 * 1024;
-/// What control frames may take beyond the limit for data.
+/// What control frames may take beyond the limit for data, and what they count for at most.
 const CONTROL_BYTES_MAX: usize = 4096;
+/// What a control frame counts for besides its bytes where it takes an entry of its own: so there are few to
+/// walk when others are dropped.
+const CONTROL_ENTRY_BYTES: usize = 64;
 /// What pings and pongs leave of that for the one close frame.
 const CLOSE_BYTES_MAX: usize = frame_bytes(CONTROL_PAYLOAD_BYTES_MAX);
 
@@ -62,6 +65,8 @@ pub struct Outbox {
     /// The newest ping answer that found no room (RFC 6455 section 5.5.3 allows to skip the older ones).
     pending_pong: Option<Box<[u8]>>,
     in_flight: bool,
+    /// What the control frames that have not left count for.
+    control: u16,
     /// The high mark was passed and the low mark has not been reached again.
     congested: bool,
 }
@@ -200,15 +205,15 @@ impl Outbox {
     }
 
     /// Queues a ping. Where the peer does not read, it is left out: it would tell nothing.
-    pub(super) fn push_ping(&mut self, payload: &[u8], limits: &OutboxLimits, corks: &mut CorkPool) {
-        if self.has_room_for_control(payload, limits) {
+    pub(super) fn push_ping(&mut self, payload: &[u8], corks: &mut CorkPool) {
+        if self.has_room_for_control(payload) {
             self.push_control(OpCode::Ping, payload, corks);
         }
     }
 
     /// Queues a pong. Where the peer does not read, only the newest is kept.
-    pub(super) fn push_pong(&mut self, payload: &[u8], limits: &OutboxLimits, corks: &mut CorkPool) {
-        if self.has_room_for_control(payload, limits) {
+    pub(super) fn push_pong(&mut self, payload: &[u8], corks: &mut CorkPool) {
+        if self.has_room_for_control(payload) {
             self.pending_pong = None;
             self.push_control(OpCode::Pong, payload, corks);
         } else {
@@ -218,7 +223,7 @@ impl Outbox {
 
     /// Drops every data frame that has not begun to leave.
     pub(super) fn drop_unsent(&mut self) -> Dropped {
-        let dropped = drops::drop_oldest(&mut self.queue, usize::MAX);
+        let dropped = drops::drop_all(&mut self.queue);
         self.pending_pong = None;
         self.bytes -= dropped.bytes;
         dropped
@@ -271,12 +276,15 @@ impl Outbox {
         buffer.advance(bytes);
         if !buffer.is_empty() {
             self.queue.push_front(buffer);
-        } else if let Some(memory) = buffer.into_owned() {
-            corks.give(memory);
+        } else {
+            self.control = self.control.saturating_sub(buffer.control());
+            if let Some(memory) = buffer.into_owned() {
+                corks.give(memory);
+            }
         }
         self.note_sent(bytes);
         if let Some(payload) = self.pending_pong.take() {
-            self.push_pong(&payload, limits, corks);
+            self.push_pong(&payload, corks);
         }
         self.reached_low_mark(limits)
     }
@@ -317,27 +325,34 @@ impl Outbox {
         drained
     }
 
-    fn has_room_for_control(&self, payload: &[u8], limits: &OutboxLimits) -> bool {
-        let bytes = self.bytes + frame_bytes(payload.len()) + CLOSE_BYTES_MAX;
-        bytes <= limits.bytes_max.saturating_add(CONTROL_BYTES_MAX)
+    fn has_room_for_control(&self, payload: &[u8]) -> bool {
+        let counted = frame_bytes(payload.len()) + CONTROL_ENTRY_BYTES;
+        usize::from(self.control) + counted + CLOSE_BYTES_MAX <= CONTROL_BYTES_MAX
     }
 
     fn push_control(&mut self, opcode: OpCode, payload: &[u8], corks: &mut CorkPool) {
         let bytes = frame_bytes(payload.len());
         self.bytes += bytes;
-        self.write_frame(opcode, payload, bytes, corks);
+        let is_apart = self.write_frame(opcode, payload, bytes, corks);
+        let counted = (bytes + if is_apart { CONTROL_ENTRY_BYTES } else { 0 }) as u16;
+        self.control = self.control.saturating_add(counted);
+        if let Some(entry) = self.queue.back_mut() {
+            entry.buffer.add_control(counted);
+        }
     }
 
+    /// Answers whether the frame took an entry of its own.
     #[inline]
-    fn write_frame(&mut self, opcode: OpCode, payload: &[u8], bytes: usize, corks: &mut CorkPool) {
+    fn write_frame(&mut self, opcode: OpCode, payload: &[u8], bytes: usize, corks: &mut CorkPool) -> bool {
         if let Some(entry) = self.queue.back_mut()
             && let Some(cork) = entry.buffer.cork()
             && cork.len() + bytes <= COALESCED_BYTES_MAX
         {
             append_frame(cork, opcode, payload);
-        } else {
-            self.begin_cork(opcode, payload, bytes, corks);
+            return false;
         }
+        self.begin_cork(opcode, payload, bytes, corks);
+        true
     }
 
     #[inline(never)]
@@ -349,7 +364,7 @@ impl Outbox {
     }
 
     fn coalesce(&mut self, mut front: SendBuffer, corks: &mut CorkPool) -> SendBuffer {
-        let torn = front.is_torn();
+        let (torn, mut control) = (front.is_torn(), front.control());
         let joins = |bytes: &usize| *bytes <= COALESCED_BYTES_MAX;
         let sums = self.queue.iter().scan(front.len(), |sum, next| {
             *sum += next.buffer.len();
@@ -372,11 +387,13 @@ impl Outbox {
             && let Some(next) = self.queue.pop_front()
         {
             joined.extend_from_slice(next.buffer.unsent());
+            control += next.buffer.control();
             if let Some(memory) = next.buffer.into_owned() {
                 corks.give(memory);
             }
         }
         let mut joined = SendBuffer::owned(joined, 0);
+        joined.add_control(control);
         if torn {
             joined.mark_torn();
         }

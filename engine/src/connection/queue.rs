@@ -104,6 +104,12 @@ impl Queue {
         }
     }
 
+    /// Keeps the entries for which `keep` answers yes.
+    pub(super) fn retain(&mut self, keep: impl FnMut(&mut Entry) -> bool) {
+        self.index = None;
+        self.entries.retain_mut(keep);
+    }
+
     /// The newest entry with this key, unless a part of it has left.
     pub(super) fn newest(&mut self, key: ConflationKey) -> Option<&mut Entry> {
         if self.index.is_none() {

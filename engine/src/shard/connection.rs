@@ -142,7 +142,7 @@ impl<S> Connection<'_, S> {
     /// no help.
     pub fn ping(&mut self, payload: &[u8]) {
         let payload = &payload[..payload.len().min(125)];
-        self.endpoint.ping(payload, &self.context.settings, &mut self.context.corks);
+        self.endpoint.ping(payload, &mut self.context.corks);
     }
 
     /// No more messages are received until [`resume_receive`](Self::resume_receive); the peer's sends then

@@ -155,7 +155,9 @@ fn without_own(publication: &Publication, own: &[OwnFrame]) -> Option<(Vec<u8>, 
     if messages == 0 {
         return None;
     }
-    let mut rest = Vec::with_capacity(publication.frames.len());
+    // No more than it needs: it counts for its bytes.
+    let own_bytes: usize = own.iter().map(|frame| frame.end - frame.start).sum();
+    let mut rest = Vec::with_capacity(publication.frames.len() - own_bytes);
     let mut position = 0;
     for frame in own {
         rest.extend_from_slice(&publication.frames[position..frame.start]);

@@ -340,8 +340,9 @@ fn unread_pongs_are_bounded_and_the_newest_arrives(driver: Driver) {
         client.write(&pings);
         most = most.max(collect(&told, 1)[0]);
     }
-    assert!(most <= OUTBOX_BYTES + 4096, "{most} bytes of pongs");
-    assert!(most > OUTBOX_BYTES, "the peer's buffers took it all: {most}");
+    // They have a limit of their own, whatever messages may take.
+    assert!(most <= 4096, "{most} bytes of pongs");
+    assert!(most > 2048, "the peer's buffers took it all: {most}");
     let mut last = None;
     while last != Some(sent - 1) {
         let Received::Pong(payload) = client.receive() else { panic!("not a pong") };

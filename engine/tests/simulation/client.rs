@@ -216,7 +216,7 @@ impl Client {
         let mut payload = self.pings.to_be_bytes().to_vec();
         payload.resize(shared.random.within(4, 125), 0);
         self.write(shared, OpCode::Ping, &payload);
-        shared.model.borrow_mut().records[self.peer].pings.push_back(payload);
+        shared.model.borrow_mut().pinged(self.peer, payload);
     }
 
     /// Sends a message, whole or in fragments with control frames between them.

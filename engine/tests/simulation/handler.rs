@@ -117,7 +117,9 @@ impl Shared {
             let _ = (0..1100).all(|_| self.publish(connection, CONFLATING) == PublishStatus::Published);
         }
         if random.chance(odds.user_ping) {
-            for _ in 0..if random.chance(odds.ping_flood) { 50 } else { 1 } {
+            let count = if random.chance(odds.ping_flood) { 50 } else { 1 };
+            self.model.borrow_mut().records[peer].skips_pongs |= count > 1;
+            for _ in 0..count {
                 connection.ping(&vec![b'u'; random.below(140)]);
             }
         }

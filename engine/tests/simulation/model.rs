@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 
 use ringwire::{
     CloseCode, CloseReason, Initiator, OutboxFull, SendStatus,
-    connection::{Endpoint, OutboxLimits, Settings, Timestamp},
+    connection::{Endpoint, Settings, Timestamp},
     protocol::frame::frame_bytes,
 };
 
@@ -67,7 +67,7 @@ pub(crate) struct Record {
     pub(crate) refused: u64,
     /// What the connection itself said was dropped, when it ended.
     pub(crate) dropped: u64,
-    /// The outbox was once so full that pings may have gone unanswered.
+    /// So many pings were once under way, either way, that older ones may stay unanswered.
     pub(crate) skips_pongs: bool,
 }
 
@@ -109,6 +109,8 @@ pub(crate) struct Tally {
 pub(crate) const NOBODY: usize = usize::MAX;
 /// What pings and pongs may add to the limit of an outbox, the close frame included.
 pub(crate) const CONTROL_BYTES_MAX: usize = 4096;
+/// What each of them counts for at most, besides its bytes.
+const CONTROL_ENTRY_BYTES: usize = 64;
 
 impl Model {
     pub(crate) fn new(settings: Settings, narrates: bool) -> Self {
@@ -211,7 +213,6 @@ impl Model {
         }
         let record = &mut self.records[peer];
         record.refused += u64::from(was_open && !status.is_sent());
-        record.skips_pongs |= crowds_out_pongs(before, &limits);
         let gives_up = was_open && !fits && matches!(limits.full, OutboxFull::Close(_));
         let as_expected = if makes_room && status.is_sent() {
             self.tally.sent += 1;
@@ -313,6 +314,16 @@ impl Model {
         );
     }
 
+    /// The client sends a ping. Where many are unanswered, the older ones may stay so.
+    pub(crate) fn pinged(&mut self, peer: usize, payload: Vec<u8>) {
+        let record = &mut self.records[peer];
+        record.pings.push_back(payload);
+        // Each pong may stand by itself between messages, as pings of the server's own and its close frame do.
+        let counted = |ping: &Vec<u8>| frame_bytes(ping.len()) + CONTROL_ENTRY_BYTES;
+        let own = 8 * (frame_bytes(125) + CONTROL_ENTRY_BYTES);
+        record.skips_pongs |= record.pings.iter().map(counted).sum::<usize>() + own > CONTROL_BYTES_MAX;
+    }
+
     /// The client received a pong. Older pings may go unanswered, but never in another order.
     pub(crate) fn answered(&mut self, peer: usize, payload: &[u8]) {
         self.narrate(|| format!("client {peer}: hears a pong"));
@@ -342,18 +353,12 @@ impl Model {
             // What publications do to the outbox is not seen one by one.
             record.congested = endpoint.outbox().is_congested();
         }
-        record.skips_pongs |= crowds_out_pongs(bytes, &limits);
         let ignored = record.must_close && is_open;
         self.check(peer, !ignored, "a close or a panic of the handler's ends the connection");
         if bytes > limits.bytes_max + CONTROL_BYTES_MAX {
             self.fail(peer, format!("{bytes} bytes in an outbox of {}", limits.bytes_max));
         }
     }
-}
-
-/// An outbox of `bytes` may have had no room for a pong.
-fn crowds_out_pongs(bytes: usize, limits: &OutboxLimits) -> bool {
-    bytes + 3 * frame_bytes(125) > limits.bytes_max + CONTROL_BYTES_MAX
 }
 
 /// The state of a connection around a send.

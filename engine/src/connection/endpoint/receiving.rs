@@ -120,7 +120,7 @@ impl Endpoint {
                 }
                 Some(Item::Ping { payload }) => {
                     if self.is_open() {
-                        self.outbox.push_pong(&input[place(payload)], &settings.outbox, corks);
+                        self.outbox.push_pong(&input[place(payload)], corks);
                     }
                     return Some(Event::Ping);
                 }

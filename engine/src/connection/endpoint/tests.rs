@@ -397,7 +397,7 @@ fn a_keepalive_ping_is_answered_only_by_its_own_payload() {
 #[test]
 fn a_ping_of_the_programs_own_is_not_the_keepalive() {
     let mut fixture = Fixture::open();
-    fixture.endpoint.ping(b"mine", &SETTINGS, &mut fixture.corks);
+    fixture.endpoint.ping(b"mine", &mut fixture.corks);
     assert_eq!(fixture.told(), [Told::Send(server_frame(OpCode::Ping, b"mine"))]);
     assert_eq!(fixture.receive(&client_frame(OpCode::Pong, b"mine")), []);
     assert_eq!(fixture.endpoint.round_trip(), None);
