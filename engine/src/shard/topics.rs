@@ -27,7 +27,8 @@ use crate::protocol::{
     frame::{append_frame, frame_bytes},
 };
 
-/// Publications of a turn are gathered up to this size, then delivered together.
+/// Publications are gathered until there are this many bytes, then delivered together. Beyond that goes at
+/// most the last one, or in a window, what another shard has gathered in the same way.
 const GATHERED_BYTES_MAX: usize = 32 * 1024;
 /// Topics looked at in one sweep.
 const SWEPT_MAX: usize = 1024;
@@ -273,7 +274,10 @@ impl TopicTable {
     pub(super) fn post_foreign(&mut self, index: u32, publication: Publication) {
         let settings = &self.topics[index as usize].settings;
         let (conflates, gathers) = (settings.conflation == Conflation::Latest, settings.window.is_some());
-        if conflates || publication.frames.len() > GATHERED_FRAME_BYTES_MAX {
+        // Small ones that were gathered elsewhere do not end a window; without one, they are spared the copy.
+        let is_window_gathered = gathers && publication.count > 1;
+        let is_large = publication.frames.len() > GATHERED_FRAME_BYTES_MAX && !is_window_gathered;
+        if conflates || is_large {
             self.seal(index);
             self.ready.push_back(Ready { topic: index, publication, route: Route::Here });
             return;

@@ -300,6 +300,36 @@ fn a_window_gathers_from_all_shards() {
 }
 
 #[test]
+fn a_window_takes_in_what_a_whole_turn_has_gathered_elsewhere() {
+    let mut story = Story::begin(2, ROOMY, OutboxFull::DropNewest);
+    let (listener, publisher) = (story.connect(0), story.connect(1));
+    story.subscribe(listener, "window/news");
+    story.end_turns();
+    let payload = |number: u8| [number; 100];
+    for numbers in [0..100, 100..200] {
+        numbers.for_each(|number| story.publish(publisher, "window/news", &payload(number)));
+        assert_eq!(story.end_turns(), 1, "only the publisher was touched");
+    }
+    for (shard, topic) in std::mem::take(&mut story.windows) {
+        story.shards[shard].close_window(topic);
+    }
+    story.end_turns();
+    assert!(story.hear(listener).0.into_iter().eq((0..200).map(payload)));
+    // A block is sent when it is full, and does not grow without a limit before.
+    (0..100).for_each(|_| {
+        (0..=255).for_each(|number| story.publish(publisher, "window/news", &payload(number)));
+        story.end_turns();
+    });
+    let mut blocks = Vec::new();
+    while let Output::Send(buffer) = story.shards[0].poll_output(listener) {
+        blocks.push(buffer.len());
+        let bytes = buffer.len();
+        story.shards[0].handle_sent(listener, buffer, bytes);
+    }
+    assert!(blocks.len() > 10 && blocks.iter().all(|bytes| *bytes < 72 * 1024), "{blocks:?}");
+}
+
+#[test]
 fn everybody_leaves_many_topics_at_once() {
     let mut story = Story::begin(1, ROOMY, OutboxFull::DropNewest);
     let clients: Vec<_> = (0..10).map(|_| story.connect(0)).collect();
