@@ -10,6 +10,9 @@ use crate::{
 
 /// Connections accepted in one turn before the others get theirs.
 const BATCH_MAX: usize = 64;
+/// Batches accepted when the worker stops: as many connections as wait in a backlog by default. A flood is not
+/// to hold the stop up.
+const LAST_BATCHES_MAX: usize = 4096 / BATCH_MAX;
 /// How long accepting rests when descriptors or memory have run out.
 const BACK_OFF: Duration = Duration::from_millis(50);
 
@@ -29,8 +32,17 @@ pub(super) async fn accept<H: Handler>(worker: Rc<Worker<H>>, listener: Rc<Liste
     }
 }
 
+/// Accepts who is waiting when the worker stops: nobody has a turn to wait for any more.
+pub(super) fn accept_last<H: Handler>(worker: &Rc<Worker<H>>, listener: &Listener) {
+    for _ in 0..LAST_BATCHES_MAX {
+        if !matches!(accept_waiting(worker, listener), Turn::Full) {
+            return;
+        }
+    }
+}
+
 /// How a turn of accepting ended.
-pub(super) enum Turn {
+enum Turn {
     /// Nobody waits.
     Done,
     /// More may wait, but the others are due.
@@ -40,7 +52,7 @@ pub(super) enum Turn {
 }
 
 /// Accepts who is waiting, up to a batch.
-pub(super) fn accept_waiting<H: Handler>(worker: &Rc<Worker<H>>, listener: &Listener) -> Turn {
+fn accept_waiting<H: Handler>(worker: &Rc<Worker<H>>, listener: &Listener) -> Turn {
     for _ in 0..BATCH_MAX {
         let (descriptor, peer_address) = match listener.accept() {
             Ok(accepted) => accepted,

@@ -404,7 +404,7 @@ impl<H: Handler> Worker<H> {
         self.stopping.set(true);
         // What has connected is accepted, to be closed properly; whoever comes later is refused by the
         // kernel.
-        accept::accept_waiting(self, listener);
+        accept::accept_last(self, listener);
         listener.shut();
         let until = self.now().after(deadline);
         self.shard.borrow_mut().close_all(CloseCode::GOING_AWAY, "server stops", self.now());

@@ -5,7 +5,7 @@ use std::{
     io::Write,
     rc::Rc,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
@@ -27,6 +27,7 @@ on_both_drivers!(
     stalled_peers_are_cut_off_at_the_deadline,
     a_stop_without_a_deadline_is_immediate,
     connections_that_arrive_during_the_stop_do_not_delay_it,
+    everyone_who_waits_to_be_accepted_is_accepted,
     paused_connections_are_closed,
     futures_are_dropped,
 );
@@ -195,6 +196,31 @@ fn connections_that_arrive_during_the_stop_do_not_delay_it(driver: Driver) {
     server.stop(Duration::from_millis(300));
     ends.store(true, Ordering::Relaxed);
     storms.into_iter().for_each(|storm| storm.join().expect("a storm"));
+}
+
+fn everyone_who_waits_to_be_accepted_is_accepted(driver: Driver) {
+    // More than a few turns accept, fewer than a backlog holds by default.
+    const WAITING: u64 = 300;
+    let (begin, begun) = mpsc::channel();
+    let (resume, resumed) = mpsc::channel::<()>();
+    let resumed = Arc::new(Mutex::new(resumed));
+    let server = Server::start(config(driver), move |_| {
+        let (begin, resumed) = (begin.clone(), Arc::clone(&resumed));
+        Script::echo().on_message(move |_, _| {
+            begin.send(()).expect("the test listens");
+            resumed.lock().expect("no panic").recv().expect("the test goes on");
+        })
+    });
+    let mut busy = server.connect();
+    busy.send_text("hold the shard up");
+    collect(&begun, 1);
+    let waiting: Vec<_> = (0..WAITING).map(|_| Client::connect_raw(server.address)).collect();
+    server.handle.stop(Duration::ZERO);
+    resume.send(()).expect("the handler waits");
+    for mut client in waiting {
+        assert_eq!(client.receive(), Received::End, "reset, not closed");
+    }
+    assert_eq!(server.stop(Duration::ZERO).connections_accepted, 1 + WAITING);
 }
 
 fn paused_connections_are_closed(driver: Driver) {
