@@ -18,8 +18,9 @@ use super::{Inbox, Weight, inbox::Load};
 
 /// Values in flight from one shard to another.
 const RING_CAPACITY: usize = 1024;
-/// Values that wait for room in a full ring.
-const STAGED_MAX: usize = 16 * 1024;
+/// Values that wait for room in a full ring. A handler may publish a large snapshot in one call, key for key:
+/// its values are to be limited by their bytes rather than by their number.
+const STAGED_MAX: usize = 256 * 1024;
 
 /// There is no room: the receiver does not keep up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,6 +143,10 @@ impl<T: Weight> MeshEnd<T> {
                 }
                 outbound.unrung = true;
             }
+            if outbound.staged.is_empty() {
+                // It may have been a snapshot, the only one of the day.
+                outbound.staged.shrink_to(RING_CAPACITY);
+            }
         }
         waiting
     }
@@ -228,6 +233,17 @@ mod tests {
         }
         assert!(received.iter().copied().eq(0..count));
         assert_eq!((sender.poll_ring(), sender.poll_ring()), (Some(1), None));
+    }
+
+    #[test]
+    fn a_queue_that_has_drained_gives_its_memory_back() {
+        let mut ends = mesh::<usize>(2);
+        (0..20_000).for_each(|_| assert_eq!(ends[0].send(1, 1), Ok(())));
+        assert!(ends[0].outbound[1].staged.capacity() >= 20_000 - RING_CAPACITY);
+        while ends[0].push_staged() {
+            while ends[1].receive_from(0).is_some() {}
+        }
+        assert!(ends[0].outbound[1].staged.capacity() <= 2 * RING_CAPACITY);
     }
 
     #[test]
