@@ -10,8 +10,8 @@ use crate::{
 
 /// Connections accepted in one turn before the others get theirs.
 const BATCH_MAX: usize = 64;
-/// Batches accepted when the worker stops: as many connections as wait in a backlog by default. A flood is not
-/// to hold the stop up.
+/// Batches accepted when the worker stops: as many connections as wait in a backlog by default. A flood is
+/// not to hold the stop up.
 const LAST_BATCHES_MAX: usize = 4096 / BATCH_MAX;
 /// How long accepting rests when descriptors or memory have run out.
 const BACK_OFF: Duration = Duration::from_millis(50);
