@@ -246,6 +246,22 @@ fn what_was_published_before_everybody_is_closed_arrives() {
 }
 
 #[test]
+fn what_reaches_a_shard_after_it_has_closed_everybody_is_counted() {
+    let mut story = Story::begin(2, ROOMY, OutboxFull::DropNewest);
+    let (near, far, publisher) = (story.connect(0), story.connect(1), story.connect(0));
+    story.subscribe(near, "news");
+    story.subscribe(far, "news");
+    let now = story.now;
+    story.shards[1].close_all(CloseCode::GOING_AWAY, "server stops", now);
+    story.publish(publisher, "news", b"the last");
+    story.shards[0].close_all(CloseCode::GOING_AWAY, "server stops", now);
+    story.end_turns();
+    assert_eq!(story.hear(near), (vec![b"the last".to_vec()], Some(1001)));
+    assert_eq!(story.hear(far), (vec![], Some(1001)));
+    assert_eq!(story.counters().dropped_closing, 1);
+}
+
+#[test]
 fn the_limit_counts_the_subscriptions_that_there_will_be() {
     let mut story = Story::begin(1, ROOMY, OutboxFull::DropNewest);
     let client = story.connect(0);
