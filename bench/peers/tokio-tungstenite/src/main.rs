@@ -16,6 +16,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
 const BACKLOG: u32 = 4096;
+/// By default it is 128 KiB, which every read zeroes first and every connection keeps.
+const READ_BUFFER_BYTES: usize = 8 << 10;
 /// Publications a subscriber may lag behind before it loses some.
 const LAG_MAX: usize = 4096;
 
@@ -47,6 +49,7 @@ fn listen(port: u16) -> Result<TcpListener> {
 async fn accept(stream: TcpStream) -> Result<WebSocketStream<TcpStream>> {
     stream.set_nodelay(true)?;
     let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
         .max_message_size(Some(MESSAGE_BYTES_MAX))
         .max_frame_size(Some(MESSAGE_BYTES_MAX));
     Ok(accept_async_with_config(stream, Some(config)).await?)
