@@ -13,6 +13,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
 const BACKLOG: u32 = 4096;
+/// Messages that are answered together at most, so that a flood does not pile up.
+const MESSAGES_AT_ONCE_MAX: usize = 64;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
@@ -42,16 +44,19 @@ async fn echo(stream: TcpStream) -> Result<()> {
     stream.set_nodelay(true)?;
     let limits = Limits::default().max_payload_len(Some(MESSAGE_BYTES_MAX));
     let (_, mut socket) = ServerBuilder::new().limits(limits).accept(stream).await?;
+    let mut messages = Vec::new();
     while let Some(first) = socket.next().await {
-        let mut message = first?;
-        loop {
+        messages.push(first?);
+        // A read sends what is queued, so all that is there is read before the first of it is answered. What
+        // came right before a close goes unanswered.
+        while messages.len() < MESSAGES_AT_ONCE_MAX
+            && let Some(Some(next)) = socket.next().now_or_never()
+        {
+            messages.push(next?);
+        }
+        for message in messages.drain(..) {
             if message.is_text() || message.is_binary() {
                 socket.feed(message).await?;
-            }
-            match socket.next().now_or_never() {
-                Some(Some(next)) => message = next?,
-                Some(None) => return Ok(()),
-                None => break,
             }
         }
         socket.flush().await?;
