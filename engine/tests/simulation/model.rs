@@ -318,7 +318,7 @@ impl Model {
     pub(crate) fn pinged(&mut self, peer: usize, payload: Vec<u8>) {
         let record = &mut self.records[peer];
         record.pings.push_back(payload);
-        // Each pong may stand by itself between messages, as pings of the server's own and its close frame do.
+        // Each pong may stand by itself between messages, as the server's own pings and its close frame do.
         let counted = |ping: &Vec<u8>| frame_bytes(ping.len()) + CONTROL_ENTRY_BYTES;
         let own = 8 * (frame_bytes(125) + CONTROL_ENTRY_BYTES);
         record.skips_pongs |= record.pings.iter().map(counted).sum::<usize>() + own > CONTROL_BYTES_MAX;
