@@ -6,6 +6,7 @@ import os
 import pathlib
 import pty
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -83,16 +84,17 @@ def yardstick(program, arguments, server_process, server_cpus, client_cpus):
     )
     os.close(theirs)
     try:
-        with open(ours, "r", errors="replace") as lines:
-            next_rate(lines)
-            ticks_before = machine.cpu_ticks(server_cpus)
-            before = (cpu_seconds(server_process.pid), cpu_seconds(client.pid), time.monotonic())
-            rate = next_rate(lines)
-            after = (cpu_seconds(server_process.pid), cpu_seconds(client.pid), time.monotonic())
-            ticks = machine.cpu_ticks(server_cpus).since(ticks_before)
+        lines = lines_of(ours)
+        next_rate(lines)
+        ticks_before = machine.cpu_ticks(server_cpus)
+        before = (cpu_seconds(server_process.pid), cpu_seconds(client.pid), time.monotonic())
+        rate = next_rate(lines)
+        after = (cpu_seconds(server_process.pid), cpu_seconds(client.pid), time.monotonic())
+        ticks = machine.cpu_ticks(server_cpus).since(ticks_before)
     finally:
         client.send_signal(signal.SIGKILL)
         client.wait()
+        os.close(ours)
     server_cpu, client_cpu, seconds = (late - early for late, early in zip(after, before))
     messages = rate * YARDSTICK_INTERVAL_S
     return {
@@ -113,20 +115,40 @@ def yardstick(program, arguments, server_process, server_cpus, client_cpus):
 
 
 YARDSTICK_INTERVAL_S = 4
+# It speaks once in an interval; one that waits for a connection that does not come never does.
+YARDSTICK_SILENCE_MAX_S = 30
 
 
 def next_rate(lines):
-    while True:
-        try:
-            line = lines.readline()
-        except OSError:
-            line = ""
-        if not line:
-            raise Failure("load_test ended early")
+    for line in lines:
+        # It goes on with the connections that are left.
+        if "Closed!" in line:
+            raise Failure("load_test lost a connection")
+        if "error" in line.lower():
+            raise Failure(f"load_test: {line.strip()}")
         if match := re.search(r"Msg/sec: ([0-9.]+)", line):
             if float(match[1]) == 0:
                 raise Failure("load_test got no replies")
             return float(match[1])
+    raise Failure("load_test ended early")
+
+
+def lines_of(terminal):
+    """What load_test prints, line by line until it ends."""
+    unread = b""
+    while True:
+        if not select.select([terminal], [], [], YARDSTICK_SILENCE_MAX_S)[0]:
+            raise Failure(f"load_test said nothing for {YARDSTICK_SILENCE_MAX_S} s")
+        try:
+            chunk = os.read(terminal, 4096)
+        except OSError:
+            # A terminal's way to say that nobody has its other end open.
+            chunk = b""
+        # Its last words have no line's end.
+        *whole, unread = (unread + (chunk or b"\n")).split(b"\n")
+        yield from (line.decode(errors="replace") for line in whole)
+        if not chunk:
+            return
 
 
 def cpu_seconds(pid):

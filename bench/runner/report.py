@@ -155,7 +155,8 @@ def header(context):
         "",
         "CPU is user and system time of all the server's threads, in microseconds. Figures are medians over the rounds, with "
         "their quartiles where it says so. Ratios are taken pair by pair within a round, then their median and quartiles; "
-        f"{context.reference} = 1.00 unless the table names another; lower is better. Every reply is compared byte by byte. "
+        f"{context.reference} = 1.00 unless the table names another; lower is better. Every reply is compared byte by byte, "
+        "but not in the tables of load_test, which only counts the bytes. "
         "How it is measured, and what that leaves out, is in bench/README.md.",
     ]
     lines += [line for note in context.notes for line in ("", f"**{note}**")]
