@@ -343,10 +343,9 @@ class Session:
         failed = sum("failure" in record for record in self.records)
         if self.options.smoke:
             self.close_test(passed, failed)
-            return 1 if failed or not passed else 0
-        if failed:
-            say(f"{failed} measurements failed")
-        return 0 if passed else 1
+        elif failed or not passed:
+            say(f"{passed} measurements passed, {failed} failed")
+        return 1 if failed or not passed else 0
 
     def close_test(self, passed, failed):
         """A test's closing line. What could not be had is skipped, what no engine is made for does not count."""
