@@ -281,7 +281,10 @@ class Session:
         for name in (REFERENCE, engine.name):
             contender = next((e for e in self.engines if e.name == name and not e.obstacle(mode_of(scenario, e))), None)
             if contender and (scenario["name"], name) not in self.rates:
-                result = self.load(scenario | {"load": scenario["calibrate"]}, contender)
+                try:
+                    result = self.load(scenario | {"load": scenario["calibrate"]}, contender)
+                except measure.Failure as failure:
+                    raise measure.Failure(f"calibration of {contender.title}: {failure}") from failure
                 self.rates[scenario["name"], name] = result["results"]["messages_per_second"]
         own = self.rates[scenario["name"], engine.name]
         return min(self.rates.get((scenario["name"], REFERENCE), own), own)
