@@ -96,6 +96,8 @@ class Session:
         # Without being told, these measure ours and the reference; the other peers only in a few scenarios.
         self.is_brief = (options.quick or options.smoke) and not options.engine
         self.started = time.monotonic()
+        # What was just built; who works in the tree meanwhile may change it.
+        self.commit = commit()
         self.target = options.target.resolve()
         self.generator = self.target / "release" / "ringwire-bench"
         self.load_test = self.target / "peers" / REFERENCE / "load_test"
@@ -131,7 +133,7 @@ class Session:
         return scenarios
 
     def choose_engines(self):
-        engines = engine_files.load(BENCH, self.target, commit())
+        engines = engine_files.load(BENCH, self.target, self.commit)
         names = [engine.name for engine in engines]
         wanted = self.options.engine
         if unknown := set(wanted or ()) - set(names):
@@ -324,9 +326,11 @@ class Session:
     # ---- what came out ----
 
     def finish(self):
+        if (at_the_end := commit()) != self.commit:
+            self.notes.append(f"The tree changed during the run, at whose end it was {at_the_end}.")
         context = report.Context(
             command="scripts/bench.sh " + shlex.join(own_arguments()),
-            commit=commit(),
+            commit=self.commit,
             date=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
             machine=machine.describe(),
             stolen=self.ticks.stolen_share(),
