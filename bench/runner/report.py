@@ -111,6 +111,9 @@ class Table:
         figures = self.figures(scenario, engine, path, share)
         return statistics.median(figures) if figures else None
 
+    def highest(self, scenario, engine, path, share=None):
+        return max(self.figures(scenario, engine, path, share), default=None)
+
     def reference(self, scenario):
         """The engine that ratios are to, if it took part in the session."""
         name = scenario.get("reference", self.context.reference)
@@ -224,6 +227,21 @@ def quartiles(figures):
     return first, third
 
 
+LATENCY_TITLES = "p50 us | p99 us (quartiles) | p99.9 us | max us"
+LATENCY_NOTE = "Medians over the rounds; max us is the highest of all of them."
+
+
+def latency_cells(table, scenario, engine, share=None):
+    """What stands under LATENCY_TITLES."""
+    def median(name):
+        return number(table.median(scenario, engine, (*LATENCY, name), share), 0)
+
+    p99s = table.figures(scenario, engine, (*LATENCY, "p99_us"), share)
+    p99 = f"{median('p99_us')} ({middle_half(p99s, 0)})" if len(p99s) > 1 else median("p99_us")
+    highest = number(table.highest(scenario, engine, (*LATENCY, "max_us"), share), 0)
+    return median("p50_us"), p99, median("p999_us"), highest
+
+
 def cost_table(table, scenario):
     one, many = unit(scenario)
     lines = [
@@ -250,7 +268,7 @@ def cost_table(table, scenario):
 def rate_table(table, scenario):
     one, many = unit(scenario)
     lines = [
-        f"| engine | load | {many}/s due | answered | p50 us | p99 us | p99.9 us | max us | client late p99 us | CPU us/{one} "
+        f"| engine | load | {many}/s due | answered | {LATENCY_TITLES} | client late p99 us | CPU us/{one} "
         f"| client CPU us/{one} |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
@@ -261,15 +279,15 @@ def rate_table(table, scenario):
 
             if median("rate") is None:
                 continue
-            latencies = [number(median(*LATENCY, name), 0) for name in ("p50_us", "p99_us", "p999_us", "max_us")]
             lines.append(row(
-                engine.title, f"{share:.0%}", number(median("rate"), 0), number(median(*THROUGHPUT), 0), *latencies,
+                engine.title, f"{share:.0%}", number(median("rate"), 0), number(median(*THROUGHPUT), 0),
+                *latency_cells(table, scenario, engine, share),
                 number(median("results", "client_lateness", "p99_us"), 0),
                 number(median(*COST)), number(median(*CLIENT_COST)),
             ))
     lines += [
         "", "Load is a share of the lower of two highest rates: the engine's own and the reference's. Answered is per second of the "
-        "measured phase, and what CPU is divided by. Medians over the rounds.",
+        f"measured phase, and what CPU is divided by. {LATENCY_NOTE}",
     ]
     return lines
 
@@ -316,7 +334,7 @@ def mesh_table(table, scenario):
 
 def slow_table(table, scenario):
     lines = [
-        "| engine | p50 us | p99 us | p99.9 us | max us | CPU us/delivery | client CPU us/delivery | RSS before MiB "
+        f"| engine | {LATENCY_TITLES} | CPU us/delivery | client CPU us/delivery | RSS before MiB "
         "| RSS highest MiB | slow ones dropped |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
@@ -324,12 +342,11 @@ def slow_table(table, scenario):
         def median(*path):
             return table.median(scenario, engine, path)
 
-        latencies = [number(median(*LATENCY, name), 0) for name in ("p50_us", "p99_us", "p999_us", "max_us")]
         memory = [number(median("results", name) / 2**20, 1) for name in ("resident_before_bytes", "resident_peak_bytes")]
         dropped = f"{median('results', 'slow_subscribers_dropped'):.0f} of {median('results', 'slow_subscribers'):.0f}"
         costs = [number(median(*COST)), number(median(*CLIENT_COST))]
-        lines.append(row(engine.title, *latencies, *costs, *memory, dropped))
-    return lines
+        lines.append(row(engine.title, *latency_cells(table, scenario, engine), *costs, *memory, dropped))
+    return lines + ["", LATENCY_NOTE]
 
 
 def connect_table(table, scenario):
