@@ -5,6 +5,7 @@
 //! milliseconds old: measure for a second or more.
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -18,6 +19,8 @@ pub(crate) struct Sampler {
     server: Option<u32>,
     client_threads: usize,
     cores: Vec<usize>,
+    /// The kernel's threads that do soft interrupts on those cores when there are too many of them.
+    daemons: Vec<u32>,
     begin: Option<Reading>,
     end: Option<Reading>,
 }
@@ -31,7 +34,10 @@ struct Reading {
 
 #[derive(Debug)]
 struct ServerReading {
+    /// Of the process.
     cpu: Duration,
+    /// Of the kernel's threads that do soft interrupts on its cores.
+    daemons: Duration,
     /// In ticks of a hundredth of a second.
     user_ticks: u64,
     system_ticks: u64,
@@ -55,7 +61,8 @@ impl Sampler {
     /// There is no such process.
     pub(crate) fn new(server: Option<u32>) -> Result<Self> {
         let cores = server.map(allowed_cores).transpose()?.unwrap_or_default();
-        Ok(Self { server, client_threads: 1, cores, begin: None, end: None })
+        let daemons = soft_interrupt_daemons(&cores)?;
+        Ok(Self { server, client_threads: 1, cores, daemons, begin: None, end: None })
     }
 
     /// The client loads the server with so many threads; one, if not told.
@@ -102,7 +109,8 @@ impl Sampler {
         let (Some(server_begin), Some(server_end)) = (&begin.server, &end.server) else {
             return cost;
         };
-        let server_cpu = server_end.cpu.saturating_sub(server_begin.cpu);
+        let daemons = server_end.daemons.saturating_sub(server_begin.daemons);
+        let server_cpu = server_end.cpu.saturating_sub(server_begin.cpu) + daemons;
         let cores = server_begin.cores.iter().zip(&server_end.cores).map(|(begin, end)| end.since(begin));
         let cores: Vec<Value> =
             self.cores.iter().zip(cores).map(|(core, ticks)| ticks.shares(*core)).collect();
@@ -110,6 +118,7 @@ impl Sampler {
             cores.iter().filter_map(|core| core["busy"].as_f64()).sum::<f64>() / cores.len().max(1) as f64;
         cost["server_cpu_seconds"] = json!(server_cpu.as_secs_f64());
         cost["server_cpu_us_per_message"] = per_message(server_cpu);
+        cost["soft_interrupt_daemons_seconds"] = json!(daemons.as_secs_f64());
         cost["server_user_seconds"] = json!((server_end.user_ticks - server_begin.user_ticks) as f64 / 100.0);
         cost["server_system_seconds"] =
             json!((server_end.system_ticks - server_begin.system_ticks) as f64 / 100.0);
@@ -123,7 +132,7 @@ impl Sampler {
         Ok(Reading {
             at: Instant::now(),
             client_cpu: client_cpu(),
-            server: self.server.map(|pid| read_server(pid, &self.cores)).transpose()?,
+            server: self.server.map(|pid| read_server(pid, &self.cores, &self.daemons)).transpose()?,
         })
     }
 }
@@ -207,15 +216,35 @@ fn client_cpu() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-fn read_server(pid: u32, cores: &[usize]) -> Result<ServerReading> {
+/// The process numbers of `ksoftirqd` on these cores; none where they cannot be seen.
+fn soft_interrupt_daemons(cores: &[usize]) -> Result<Vec<u32>> {
+    let names: Vec<String> = cores.iter().map(|core| format!("ksoftirqd/{core}")).collect();
+    let mut daemons = Vec::new();
+    for process in fs::read_dir("/proc")? {
+        let process = process?;
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        if names.iter().any(|wanted| wanted == name.trim()) {
+            daemons.push(pid);
+        }
+    }
+    Ok(daemons)
+}
+
+/// The time a thread has run, in nanoseconds.
+fn run_time(schedstat: &Path) -> u64 {
+    // A thread may end between the listing and the reading; what it used is then lost to us.
+    let stat = fs::read_to_string(schedstat).unwrap_or_default();
+    stat.split(' ').next().and_then(|field| field.parse().ok()).unwrap_or(0)
+}
+
+fn read_server(pid: u32, cores: &[usize], daemons: &[u32]) -> Result<ServerReading> {
     let mut nanoseconds = 0;
     for task in fs::read_dir(format!("/proc/{pid}/task")).map_err(|_| format!("process {pid} is gone"))? {
-        // A thread may end between the listing and the reading; what it used is then lost to us.
-        let Ok(schedstat) = fs::read_to_string(task?.path().join("schedstat")) else {
-            continue;
-        };
-        nanoseconds += schedstat.split(' ').next().and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+        nanoseconds += run_time(&task?.path().join("schedstat"));
     }
+    let daemons =
+        daemons.iter().map(|daemon| run_time(Path::new(&format!("/proc/{daemon}/schedstat")))).sum();
     let stat = read(&format!("/proc/{pid}/stat"))?;
     // The name in parentheses may hold anything, so count from its end: utime is field 14, stime 15.
     let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
@@ -224,6 +253,7 @@ fn read_server(pid: u32, cores: &[usize]) -> Result<ServerReading> {
     };
     Ok(ServerReading {
         cpu: Duration::from_nanos(nanoseconds),
+        daemons: Duration::from_nanos(daemons),
         user_ticks: tick(11),
         system_ticks: tick(12),
         cores: core_ticks(cores)?,
