@@ -12,6 +12,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
+use socket2::SockRef;
 
 use crate::Result;
 use crate::poll::Poller;
@@ -24,6 +25,8 @@ pub(crate) struct Destination {
     pub(crate) server: SocketAddr,
     /// The path of the upgrade request.
     pub(crate) path: String,
+    /// The size of the segments that we take, if not the interface's.
+    pub(crate) segment_bytes: Option<u32>,
 }
 
 /// A connection that has been upgraded.
@@ -68,6 +71,9 @@ impl Dial {
         if destination.server.is_ipv4() {
             let source = Ipv4Addr::new(127, 0, 1, 1 + (index % SOURCE_ADDRESSES) as u8);
             rustix::net::bind(&socket, &SocketAddrV4::new(source, 0))?;
+        }
+        if let Some(bytes) = destination.segment_bytes {
+            SockRef::from(&socket).set_tcp_mss(bytes)?;
         }
         match rustix::net::connect(&socket, &destination.server) {
             Ok(()) | Err(Errno::INPROGRESS) => {}

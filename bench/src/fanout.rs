@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::Result;
-use crate::dial::open_all;
+use crate::dial::{Destination, open_all};
 use crate::lane::Lane;
 use crate::latency::Latencies;
 use crate::options::{Common, Messages, Timing};
@@ -62,13 +62,19 @@ pub(crate) fn run(options: &Fanout) -> Result<Value> {
     options.common.pin(0)?;
     sharpen_timers()?;
     let mut lane = options.common.lane(&options.messages, 0)?;
-    for upgraded in open_all(&options.common.destination()?, options.subscribers)? {
-        // All receive what the first one sends, so all follow its numbers.
-        lane.adopt(upgraded, 0)?;
-    }
     let slow = (options.subscribers as f64 * options.slow_percent / 100.0).ceil() as usize;
     let readers =
         options.subscribers.checked_sub(slow).filter(|readers| *readers > 0).ok_or("nobody reads")?;
+    let destination = options.common.destination()?;
+    // The kernel reserves room for a number of segments: with those of the loopback interface it would hold
+    // megabytes for each that hangs before the server has to.
+    let narrow = Destination { segment_bytes: Some(ETHERNET_SEGMENT_BYTES), ..destination.clone() };
+    let mut opened = open_all(&destination, readers)?;
+    opened.extend(open_all(&narrow, slow)?);
+    for upgraded in opened {
+        // All receive what the first one sends, so all follow its numbers.
+        lane.adopt(upgraded, 0)?;
+    }
     for subscriber in readers..options.subscribers {
         lane.stop_reading(subscriber)?;
     }
@@ -264,6 +270,8 @@ impl Timed {
     }
 }
 
+/// Of a connection over Ethernet.
+const ETHERNET_SEGMENT_BYTES: u32 = 1460;
 const PUBLISHER: usize = 0;
 const WAIT: Duration = Duration::from_millis(10);
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(5);

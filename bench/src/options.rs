@@ -41,7 +41,7 @@ impl Common {
         if !self.server.ip().is_loopback() {
             return Err(format!("{} is not on the loopback interface", self.server).into());
         }
-        Ok(Destination { server: self.server, path: self.path.clone() })
+        Ok(Destination { server: self.server, path: self.path.clone(), segment_bytes: None })
     }
 
     /// The same, of the server at `address`.
