@@ -87,9 +87,9 @@ def yardstick(program, arguments, server_process, server_cpus, client_cpus):
         lines = lines_of(ours)
         next_rate(lines)
         ticks_before = machine.cpu_ticks(server_cpus)
-        before = (cpu_seconds(server_process.pid), cpu_seconds(client.pid), time.monotonic())
+        before = (server_seconds(server_process.pid, server_cpus), cpu_seconds(client.pid), time.monotonic())
         rate = next_rate(lines)
-        after = (cpu_seconds(server_process.pid), cpu_seconds(client.pid), time.monotonic())
+        after = (server_seconds(server_process.pid, server_cpus), cpu_seconds(client.pid), time.monotonic())
         ticks = machine.cpu_ticks(server_cpus).since(ticks_before)
     finally:
         client.send_signal(signal.SIGKILL)
@@ -149,6 +149,20 @@ def lines_of(terminal):
         yield from (line.decode(errors="replace") for line in whole)
         if not chunk:
             return
+
+
+def server_seconds(pid, cpus):
+    """The same of a server, and of the kernel's threads that do soft interrupts on its cores."""
+    names = {f"ksoftirqd/{cpu}" for cpu in cpus}
+    daemons = [name.parent.name for name in pathlib.Path("/proc").glob("[0-9]*/comm") if read_or_nothing(name).strip() in names]
+    return sum(cpu_seconds(process) for process in (pid, *daemons))
+
+
+def read_or_nothing(path):
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def cpu_seconds(pid):

@@ -176,7 +176,9 @@ class Session:
         if self.options.quick:
             return 0.2, self.options.seconds or scenario.get("quick_seconds", 0.8)
         warm_up, seconds = (0.3, 1.0) if scenario["report"] == "cost" else (0.5, 2.0)
-        return warm_up, self.options.seconds or scenario.get("seconds", seconds)
+        # What has a length of its own needs it to show anything.
+        seconds = scenario.get("seconds") or self.options.seconds or seconds
+        return scenario.get("warm_up", warm_up), seconds
 
     def load_of(self, scenario):
         """The load generator's arguments, without server, timing and cores."""
