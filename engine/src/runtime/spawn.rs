@@ -1,5 +1,5 @@
 //! The user's futures: run as tasks of the shard's thread, guarded against panics, dropped when the worker
-//! ends or the connection they decide about is gone.
+//! ends or the connection they decide about is gone. One that wakes itself, to go on in a moment, gives way.
 
 use std::{
     cell::{Cell, RefCell},
@@ -8,7 +8,11 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, Waker},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
 };
 
 use slab::Slab;
@@ -97,6 +101,42 @@ pub(super) fn defer<H: Handler>(
     });
 }
 
+/// Wakes the task of a future, unless the future is being polled: it has woken itself then, and the runtime
+/// would poll it again and again before it looks for what has come from the kernel.
+#[derive(Debug)]
+struct PoliteWaker {
+    task: Waker,
+    state: AtomicU8,
+}
+
+const RESTING: u8 = 0;
+const POLLED: u8 = 1;
+const WOKEN: u8 = 2;
+
+impl PoliteWaker {
+    fn begin(&self) {
+        self.state.store(POLLED, Ordering::SeqCst);
+    }
+
+    /// Answers whether the future is to be polled again.
+    fn end(&self) -> bool {
+        self.state.swap(RESTING, Ordering::SeqCst) == WOKEN
+    }
+}
+
+impl Wake for PoliteWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let noted = self.state.compare_exchange(POLLED, WOKEN, Ordering::SeqCst, Ordering::SeqCst);
+        if noted == Err(RESTING) {
+            self.task.wake_by_ref();
+        }
+    }
+}
+
 enum Outcome<T> {
     Ready(T),
     Panicked,
@@ -108,6 +148,8 @@ struct Guarded<H: Handler, T> {
     worker: Rc<Worker<H>>,
     owner: Option<ConnectionId>,
     future: Option<Pin<Box<dyn Future<Output = T>>>>,
+    /// There is one from the first poll on.
+    waker: Option<Arc<PoliteWaker>>,
     key: usize,
 }
 
@@ -118,7 +160,7 @@ impl<H: Handler, T> Guarded<H, T> {
         future: Pin<Box<dyn Future<Output = T>>>,
     ) -> Self {
         let key = worker.futures.add(owner);
-        Self { worker: Rc::clone(worker), owner, future: Some(future), key }
+        Self { worker: Rc::clone(worker), owner, future: Some(future), waker: None, key }
     }
 
     fn is_abandoned(&self) -> bool {
@@ -136,13 +178,23 @@ impl<H: Handler, T> Future for Guarded<H, T> {
         let Some(future) = this.future.as_mut().filter(|_| !this.worker.futures.ended.get()) else {
             return Poll::Ready(Outcome::Ended);
         };
-        let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context)));
+        // A task's waker stays the same.
+        let new = || Arc::new(PoliteWaker { task: context.waker().clone(), state: AtomicU8::new(RESTING) });
+        let polite = this.waker.get_or_insert_with(new);
+        polite.begin();
+        let waker = Waker::from(Arc::clone(polite));
+        let polled =
+            catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut Context::from_waker(&waker))));
+        let wants_more = polite.end();
         this.worker.carry_out(None);
         match polled {
             Ok(Poll::Ready(value)) => Poll::Ready(Outcome::Ready(value)),
             Ok(Poll::Pending) if this.is_abandoned() => Poll::Ready(Outcome::Ended),
             Ok(Poll::Pending) => {
                 this.worker.futures.set_waker(this.key, context.waker());
+                if wants_more {
+                    this.worker.turns.wait(context.waker());
+                }
                 Poll::Pending
             }
             Err(_) => {

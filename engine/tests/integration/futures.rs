@@ -1,7 +1,9 @@
 //! Futures on a shard's thread: decisions that take time, and ways back to a connection.
 
 use std::{
+    future::poll_fn,
     sync::{Arc, Mutex, mpsc},
+    task::Poll,
     time::Duration,
 };
 
@@ -27,6 +29,7 @@ on_both_drivers!(
     a_handle_reaches_other_connections_of_its_shard,
     a_stale_id_reaches_no_stranger,
     an_id_of_another_shard_is_gone,
+    a_future_that_never_rests_does_not_starve_the_others,
 );
 
 fn pause(milliseconds: u64) -> impl Future<Output = ()> {
@@ -308,4 +311,28 @@ fn an_id_of_another_shard_is_gone(driver: Driver) {
         let expected = if own.shard() == id.shard() { Ok(()) } else { Err(LocalError::Gone) };
         assert_eq!(result, expected, "{id} through the handle of shard {}", own.shard());
     }
+}
+
+fn a_future_that_never_rests_does_not_starve_the_others(driver: Driver) {
+    let (tell, told) = mpsc::channel();
+    let server = Server::start(config(driver), move |_| {
+        let tell = tell.clone();
+        Script::echo().on_open(move |connection| {
+            let (tell, mut polls) = (tell.clone(), 0);
+            connection.spawn(poll_fn(move |context| {
+                polls += 1;
+                if polls == 1000 {
+                    tell.send(()).expect("the test listens");
+                }
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }));
+        })
+    });
+    for _ in 0..3 {
+        let mut client = server.connect();
+        collect(&told, 1);
+        client.echo("am I heard?");
+    }
+    server.stop(Duration::from_secs(5));
 }
