@@ -47,6 +47,9 @@ const DIRECT_SEND_BYTES_MIN: usize = 8 * 1024;
 const TURN_RECEIVES_MAX: u8 = 16;
 /// What a receive of bulk counts for.
 const BULK_RECEIVE_WEIGHT: u8 = 4;
+/// Bytes that a connection sends straight to its socket in one turn before the others get theirs: a handler that
+/// sends more whenever there is room would never come to an end.
+const TURN_SEND_BYTES_MAX: usize = 1024 * 1024;
 
 /// Serves one connection to its end.
 ///
@@ -78,12 +81,13 @@ pub(super) fn serve<H: Handler>(
             task.worker.begin_turn();
             let mut received = 0;
             let mut submitted = false;
+            let mut send_bytes_left = TURN_SEND_BYTES_MAX;
             loop {
                 if let Some(outcome) = sending.as_mut().poll_outcome(&task.socket, context) {
                     task.handle_sent(outcome);
                 }
                 // Asked while a send is in flight as well: a stalled one is ended by closing.
-                if let Some(transfer) = task.next_transfer() {
+                if let Some(transfer) = task.next_transfer(&mut send_bytes_left) {
                     debug_assert!(sending.is_idle(), "one send at a time");
                     submitted = true;
                     sending.set(match transfer {
@@ -93,6 +97,10 @@ pub(super) fn serve<H: Handler>(
                         }
                     });
                     continue;
+                }
+                if send_bytes_left == 0 {
+                    task.worker.turns.wait(context.waker());
+                    return Poll::Pending;
                 }
                 if receiving.is_idle() && task.wants_receive() {
                     if submitted && matches!(task.reception, Reception::Active(_)) {
@@ -390,9 +398,9 @@ impl<H: Handler> Task<H> {
             is_active.then_some(HotConnection { id: self.id, descriptor: self.socket.raw() });
     }
 
-    /// Sends what can be sent at once; answers with what has to be waited for.
-    fn next_transfer(&mut self) -> Option<Transfer> {
-        loop {
+    /// Sends what can be sent at once, up to a turn's worth; answers with what has to be waited for.
+    fn next_transfer(&mut self, bytes_left: &mut usize) -> Option<Transfer> {
+        while *bytes_left > 0 {
             if self.closing {
                 return None;
             }
@@ -413,11 +421,16 @@ impl<H: Handler> Task<H> {
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                             return Some(Transfer::Waiting(buffer));
                         }
-                        result => self.handle_sent((result, buffer)),
+                        result => {
+                            let sent = result.as_ref().copied().unwrap_or(0);
+                            *bytes_left = bytes_left.saturating_sub(sent);
+                            self.handle_sent((result, buffer));
+                        }
                     }
                 }
             }
         }
+        None
     }
 
     fn handle_sent(&mut self, (result, buffer): (io::Result<usize>, SendBuffer)) {

@@ -2,13 +2,22 @@
 //! order.
 
 use std::{
-    sync::mpsc,
+    cell::Cell,
+    future::poll_fn,
+    io::Read,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+    task::Poll,
     thread,
     time::{Duration, Instant},
 };
 
 use ringwire::{
-    CloseCode, CloseReason, Config, Driver, Initiator, OutboxFull, SendStatus,
+    CloseCode, CloseReason, Config, Connection, Driver, Initiator, OutboxFull, SendStatus,
     protocol::{OpCode, frame::frame_bytes},
 };
 
@@ -29,6 +38,7 @@ on_both_drivers!(
     unread_pongs_are_bounded_and_the_newest_arrives,
     a_stalled_send_survives_a_quiet_second,
     an_outbox_that_drains_slowly_stays_in_order,
+    a_stream_that_never_ends_does_not_starve_the_others,
 );
 
 /// What one connection of these tests is given, so that the kernel's buffers are full after a few sends of
@@ -407,4 +417,54 @@ fn an_outbox_that_drains_slowly_stays_in_order(driver: Driver) {
     assert_eq!(counters.messages_sent + counters.dropped_newest, asked);
     assert_eq!(counters.messages_sent, arrived);
     client.close();
+}
+
+fn a_stream_that_never_ends_does_not_starve_the_others(driver: Driver) {
+    // Everything that is sent fits into the socket of a peer that reads as fast as it can.
+    fn fill_up(connection: &mut Connection<'_, ()>) {
+        while connection.send(&[7; 16 * 1024][..]) == SendStatus::Sent {}
+    }
+    let most_in_a_row = Arc::new(AtomicU32::new(0));
+    let most = Arc::clone(&most_in_a_row);
+    let server = Server::start(config(driver), move |_| {
+        let drains = Rc::new(Cell::new(0));
+        let (drained, most) = (Rc::clone(&drains), Arc::clone(&most));
+        Script::echo()
+            .on_message(move |connection, message| {
+                if message.bytes() != b"stream" {
+                    let _ = connection.send(message);
+                    return;
+                }
+                let (drains, most) = (Rc::clone(&drains), Arc::clone(&most));
+                connection.spawn(async move {
+                    // Wants its turn whenever there is one.
+                    poll_fn(|context| {
+                        most.fetch_max(drains.take(), Ordering::Relaxed);
+                        context.waker().wake_by_ref();
+                        Poll::<()>::Pending
+                    })
+                    .await;
+                });
+                fill_up(connection);
+            })
+            .on_drain(move |connection| {
+                drained.set(drained.get() + 1);
+                fill_up(connection);
+            })
+    });
+    let mut reader = server.connect();
+    reader.send_text("stream");
+    let mut stream = reader.stream.try_clone().expect("clone");
+    let reading = thread::spawn(move || {
+        let mut input = vec![0; 1 << 20];
+        while stream.read(&mut input).is_ok_and(|received| received > 0) {}
+    });
+    let mut polite = server.connect();
+    for _ in 0..20 {
+        polite.echo("am I heard?");
+    }
+    server.stop(Duration::from_millis(200));
+    reading.join().expect("the reader");
+    let most = most_in_a_row.load(Ordering::Relaxed);
+    assert!((1..=8).contains(&most), "{most} times a quarter of a MiB before the others had their turn");
 }
