@@ -31,7 +31,8 @@ impl Endpoint {
             // A pong that has arrived cannot be seen: the peer is not to blame.
             Timestamp::NEVER
         } else if self.awaiting_pong {
-            self.awaited_until
+            // The pong may stand behind a long frame that is arriving.
+            self.awaited_until.max(self.last_received.after(timeouts.pong))
         } else {
             self.last_received.after_some(timeouts.ping_interval)
         };
@@ -68,15 +69,29 @@ impl Endpoint {
             self.close(CloseCode::GOING_AWAY, "idle timeout", settings, corks, now);
             return Some(Expired::Idle);
         }
-        if self.awaiting_pong {
+        // While the peer takes what stands in front of the ping, it is there.
+        if self.awaiting_pong && !std::mem::take(&mut self.ping_moved) {
             self.abort(CloseCode::ABNORMAL, "ping not answered", Initiator::Local);
             return Some(Expired::Pong);
         }
-        self.awaiting_pong = true;
-        self.ping_sent = now;
         self.awaited_until = now.after(settings.timeouts.pong);
-        self.outbox.push_ping(&now.as_millis().to_be_bytes(), corks);
+        if !self.awaiting_pong {
+            self.awaiting_pong = true;
+            self.ping_sent = now;
+            self.bytes_before_ping = u32::try_from(self.outbox.bytes()).unwrap_or(u32::MAX);
+            self.ping_moved = false;
+            self.outbox.push_ping(&now.as_millis().to_be_bytes(), corks);
+        }
         None
+    }
+
+    /// `sent` bytes have left, perhaps in front of a ping.
+    pub(super) fn note_sent(&mut self, sent: usize) {
+        if self.bytes_before_ping > 0 && sent > 0 {
+            let sent = u32::try_from(sent).unwrap_or(u32::MAX);
+            self.bytes_before_ping = self.bytes_before_ping.saturating_sub(sent);
+            self.ping_moved = true;
+        }
     }
 }
 
@@ -192,9 +207,61 @@ mod tests {
         assert_eq!(fixture.deadline(), seconds(45));
         assert_eq!(fixture.expire(), None);
         fixture.receive(OpCode::Binary, b"not a pong", seconds(46));
-        assert_eq!(fixture.deadline(), seconds(52));
+        assert_eq!(fixture.deadline(), seconds(53), "it has just been heard");
         fixture.receive(OpCode::Pong, &seconds(45).as_millis().to_be_bytes(), seconds(47));
         assert_eq!(fixture.deadline(), seconds(72));
+    }
+
+    #[test]
+    fn a_pong_behind_a_long_frame_is_waited_for_while_the_frame_arrives() {
+        let mut fixture = Fixture::open();
+        assert_eq!(fixture.expire(), None);
+        for second in [30, 36, 42] {
+            let piece = &mut [0; crate::buffer::HEADROOM_BYTES];
+            assert!(fixture.endpoint.handle_received(piece, seconds(second)).is_ok());
+            assert_eq!(fixture.deadline(), seconds(second + 7));
+        }
+        assert_eq!(fixture.expire(), Some(Expired::Pong));
+    }
+
+    #[test]
+    fn any_pong_shows_that_the_peer_is_there_and_only_the_right_one_how_far() {
+        let mut fixture = Fixture::open();
+        assert_eq!(fixture.expire(), None);
+        // RFC 6455 section 5.5.3: it may answer the newest ping alone, which was the program's own.
+        fixture.receive(OpCode::Pong, b"another ping's", seconds(26));
+        assert_eq!(fixture.deadline(), seconds(51));
+        assert_eq!(fixture.endpoint.round_trip(), None);
+    }
+
+    #[test]
+    fn a_ping_behind_a_backlog_is_waited_for_while_the_backlog_leaves() {
+        let mut fixture = Fixture::open();
+        let Fixture { endpoint, settings, corks } = &mut fixture;
+        let _ = endpoint.send(OpCode::Binary, &[7; 900], settings, corks).expect("there is room");
+        assert_eq!(fixture.expire(), None);
+        for second in [25, 32] {
+            assert_eq!(fixture.deadline(), seconds(second + 7));
+            let Output::Send(buffer) = fixture.endpoint.poll_output(&mut fixture.corks) else { panic!() };
+            let settings = fixture.settings;
+            let _ = fixture.endpoint.handle_sent(buffer, 100, &settings, &mut fixture.corks);
+            assert_eq!(fixture.expire(), None);
+        }
+        // The rest leaves, the ping with it, and from then on the pong is due.
+        while !fixture.sent().is_empty() {}
+        assert_eq!(fixture.expire(), None);
+        assert_eq!(fixture.expire(), Some(Expired::Pong));
+    }
+
+    #[test]
+    fn a_stream_that_the_kernel_takes_hides_no_lost_peer() {
+        let mut fixture = Fixture::open();
+        assert_eq!(fixture.expire(), None);
+        while !fixture.sent().is_empty() {}
+        let Fixture { endpoint, settings, corks } = &mut fixture;
+        let _ = endpoint.send(OpCode::Binary, b"later", settings, corks).expect("there is room");
+        while !fixture.sent().is_empty() {}
+        assert_eq!(fixture.expire(), Some(Expired::Pong));
     }
 
     #[test]

@@ -80,11 +80,15 @@ pub struct Endpoint {
     pub(super) paused: bool,
     resumed: bool,
     pub(super) awaiting_pong: bool,
+    /// Bytes in front of the ping have left since its deadline was set.
+    pub(super) ping_moved: bool,
     /// The peer has ended its side of the stream.
     peer_ended: bool,
     /// The write side was shut, or the close was reported: do not report it twice.
     reported: bool,
     pub(super) round_trip_millis: u32,
+    /// What was queued before the ping and has not left.
+    pub(super) bytes_before_ping: u32,
     decoder: Decoder,
     partial: Option<Box<Partial>>,
     pub(super) outbox: Outbox,
@@ -109,9 +113,11 @@ impl Endpoint {
             paused: false,
             resumed: false,
             awaiting_pong: false,
+            ping_moved: false,
             peer_ended: false,
             reported: false,
             round_trip_millis: u32::MAX,
+            bytes_before_ping: 0,
             decoder: Decoder::new(Role::Server),
             partial: None,
             outbox: Outbox::default(),
@@ -239,6 +245,7 @@ impl Endpoint {
     /// `sent` bytes of a relayed frame have left; `rest` has not. Answers whether the outbox fell to its low
     /// mark.
     pub fn handle_relayed(&mut self, sent: usize, rest: SendBuffer, settings: &Settings) -> bool {
+        self.note_sent(sent);
         self.outbox.sent_directly(sent, rest, &settings.outbox) && self.is_open()
     }
 
@@ -291,6 +298,7 @@ impl Endpoint {
         settings: &Settings,
         corks: &mut CorkPool,
     ) -> bool {
+        self.note_sent(sent);
         self.outbox.sent(buffer, sent, &settings.outbox, corks) && self.is_open()
     }
 

@@ -131,7 +131,7 @@ fn a_peer_that_does_not_answer_pings_is_lost(driver: Driver) {
     let mut wrong = server.connect();
     assert!(matches!(silent.receive(), Received::Ping(_)));
     assert!(matches!(wrong.receive(), Received::Ping(_)));
-    // Neither a stranger's pong nor data is an answer.
+    // A sign of life puts the end off, for as long as the answer may take.
     wrong.send(OpCode::Pong, b"something else");
     wrong.send_text("data");
     wrong.receive_end();

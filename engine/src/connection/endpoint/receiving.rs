@@ -149,15 +149,18 @@ impl Endpoint {
         (assembly, start)
     }
 
+    /// Whether a pong answers. Any ends the wait for one, since a peer may answer the newest ping alone (RFC
+    /// 6455 section 5.5.3), which need not be ours; only the answer to ours tells the round trip.
     fn is_answered_by(&mut self, payload: &[u8], now: Timestamp) -> bool {
-        let answered = self.awaiting_pong && payload == self.ping_sent.as_millis().to_be_bytes();
-        if answered {
-            self.awaiting_pong = false;
-            self.awaited_until = Timestamp::NEVER;
+        let awaited = std::mem::take(&mut self.awaiting_pong);
+        let is_ours =
+            self.ping_sent != Timestamp::NEVER && payload == self.ping_sent.as_millis().to_be_bytes();
+        if is_ours {
             let millis = now.since(self.ping_sent).as_millis();
             self.round_trip_millis = u32::try_from(millis).unwrap_or(u32::MAX - 1);
+            self.ping_sent = Timestamp::NEVER;
         }
-        answered
+        awaited || is_ours
     }
 
     fn assemble(&mut self, payload: &[u8], corks: &mut CorkPool) {
