@@ -105,12 +105,19 @@ pub enum UpgradeError {
     /// There is not exactly one `Sec-WebSocket-Key` of 16 bytes in base64 (RFC 6455 section 4.2.1, item 5).
     #[error("missing, repeated or malformed Sec-WebSocket-Key")]
     InvalidKey,
+    /// The request's target is not a path with an optional query, or a URI with one (RFC 6455 section 4.2.1,
+    /// item 1).
+    #[error("request target is no resource name")]
+    InvalidTarget,
     /// The bytes are not HTTP/1.
     #[error("malformed HTTP")]
     Malformed,
     /// `Upgrade` does not name `websocket` (RFC 6455 section 4.2.1, item 3).
     #[error("not a WebSocket upgrade")]
     NotAnUpgrade,
+    /// The request line does not end within the limit of the header block.
+    #[error("request target over the size limit")]
+    TargetTooLong,
     /// More headers than are accepted.
     #[error("too many headers")]
     TooManyHeaders,
@@ -136,6 +143,7 @@ impl UpgradeError {
             | Self::ConnectionNotUpgrade
             | Self::InvalidHost
             | Self::InvalidKey
+            | Self::InvalidTarget
             | Self::Malformed => HttpResponse::bad_request(),
             Self::WrongMethod => HttpResponse::new(405).header("Allow", "GET"),
             Self::NotAnUpgrade => HttpResponse::upgrade_required(),
@@ -145,6 +153,7 @@ impl UpgradeError {
                 HttpResponse::upgrade_required().header("Sec-WebSocket-Version", "13")
             }
             Self::HeaderBlockTooLarge | Self::TooManyHeaders => HttpResponse::new(431),
+            Self::TargetTooLong => HttpResponse::new(414),
             Self::UnsupportedHttpVersion => HttpResponse::new(505),
             // A client has nobody to answer; a gateway that opens connections itself says 502.
             Self::AcceptMismatch | Self::UnexpectedStatus(_) => HttpResponse::new(502),

@@ -21,6 +21,10 @@ pub const HEADERS_MAX: usize = 64;
 pub struct HttpRequest<'a> {
     method: &'a str,
     target: &'a str,
+    /// Of a target in absolute form.
+    authority: Option<&'a str>,
+    /// Path and query.
+    resource: &'a str,
     minor_version: u8,
     headers: [httparse::Header<'a>; HEADERS_MAX],
     header_count: usize,
@@ -43,11 +47,15 @@ impl<'a> HttpRequest<'a> {
                 else {
                     return Err(UpgradeError::Malformed);
                 };
+                let (authority, resource) = split_target(target);
                 let header_count = parsed.headers.len();
-                Ok(Some((Self { method, target, minor_version, headers, header_count }, consumed)))
+                let request =
+                    Self { method, target, authority, resource, minor_version, headers, header_count };
+                Ok(Some((request, consumed)))
             }
             Ok(httparse::Status::Partial) if bytes.len() > header_bytes_max => {
-                Err(UpgradeError::HeaderBlockTooLarge)
+                let in_target = parsed.method.is_some() && parsed.path.is_none();
+                Err(if in_target { UpgradeError::TargetTooLong } else { UpgradeError::HeaderBlockTooLarge })
             }
             Ok(httparse::Status::Partial) => Ok(None),
             Err(httparse::Error::TooManyHeaders) => Err(UpgradeError::TooManyHeaders),
@@ -60,19 +68,21 @@ impl<'a> HttpRequest<'a> {
         self.method
     }
 
-    /// The request target, as sent: path and query.
+    /// The request target, as sent: path and query, mostly.
     pub fn target(&self) -> &'a str {
         self.target
     }
 
-    /// The target up to its query, not decoded.
+    /// The target's path, not decoded: the same whether the target is a path or a whole URI (RFC 9112 section
+    /// 3.2).
     pub fn path(&self) -> &'a str {
-        self.target.split_once('?').map_or(self.target, |(path, _)| path)
+        let path = self.resource.split_once('?').map_or(self.resource, |(path, _)| path);
+        if path.is_empty() { "/" } else { path }
     }
 
     /// What follows the target's first question mark, not decoded.
     pub fn query(&self) -> Option<&'a str> {
-        self.target.split_once('?').map(|(_, query)| query)
+        self.resource.split_once('?').map(|(_, query)| query)
     }
 
     /// The first header of that name, in any case; `None` if there is none or it is not UTF-8.
@@ -96,6 +106,16 @@ impl<'a> HttpRequest<'a> {
     /// [`UpgradeRequest::check`] to say.
     pub fn wants_upgrade(&self) -> bool {
         lists_token(self.header_values("upgrade"), "websocket")
+    }
+
+    /// Whether the target is what a WebSocket URI has behind its authority (RFC 6455 section 3), which has no
+    /// fragment.
+    fn names_a_resource(&self) -> bool {
+        let begins = match self.authority {
+            Some(_) => self.resource.is_empty() || self.resource.starts_with(['/', '?']),
+            None => self.resource.starts_with('/'),
+        };
+        begins && self.resource.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')
     }
 
     fn announces_body(&self) -> bool {
@@ -128,9 +148,16 @@ impl<'a> UpgradeRequest<'a> {
         if request.minor_version != 1 {
             return Err(UpgradeError::UnsupportedHttpVersion);
         }
+        // The same item: a "Request-URI [...] matching the /resource name/ defined in Section 3", or a URI that
+        // contains one.
+        if !request.names_a_resource() {
+            return Err(UpgradeError::InvalidTarget);
+        }
         // Item 2: "A |Host| header field containing the server's authority"; RFC 9112 section 3.2 refuses
-        // requests with none or several.
-        let host = only_text(request, "host").ok_or(UpgradeError::InvalidHost)?;
+        // requests with none or several, and has the authority of a whole URI go before it.
+        let host = only_text(request, "host").filter(|host| is_host(host));
+        let host = host.map(|host| request.authority.unwrap_or(host)).filter(|host| is_host(host));
+        let host = host.ok_or(UpgradeError::InvalidHost)?;
         // Item 3: "An |Upgrade| header field containing the value "websocket", treated as an ASCII
         // case-insensitive value."
         if !request.wants_upgrade() {
@@ -206,6 +233,34 @@ fn only_text<'a>(request: &HttpRequest<'a>, name: &str) -> Option<&'a str> {
     std::str::from_utf8(value).ok()
 }
 
+/// The authority of a target in absolute form, and what stands behind it; or the target as it is.
+fn split_target(target: &str) -> (Option<&str>, &str) {
+    const SCHEMES: [&str; 4] = ["ws", "wss", "http", "https"];
+    match target.split_once("://") {
+        Some((scheme, rest)) if SCHEMES.iter().any(|known| known.eq_ignore_ascii_case(scheme)) => {
+            let (authority, resource) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+            (Some(authority), resource)
+        }
+        _ => (None, target),
+    }
+}
+
+/// Whether `text` is a host, perhaps with a port (RFC 3986 section 3.2.2).
+fn is_host(text: &str) -> bool {
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&byte);
+    let (name, port, is_address) = match text.strip_prefix('[').and_then(|text| text.split_once(']')) {
+        Some((address, port)) => (address, port, true),
+        None => {
+            let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+            (name, port, false)
+        }
+    };
+    !name.is_empty()
+        && name.bytes().all(|byte| is_name(byte) || is_address && byte == b':')
+        && (port.is_empty()
+            || port.strip_prefix(':').is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit())))
+}
+
 fn is_key(text: &str) -> bool {
     let mut key = [0; 18];
     KEY_BASE64.decode_slice(text, &mut key) == Ok(16)
@@ -265,6 +320,33 @@ mod tests {
     }
 
     #[test]
+    fn target_may_be_a_whole_uri() {
+        for (target, host, path, query) in [
+            ("http://b.example:80/a?b", "b.example:80", "/a", Some("b")),
+            ("WSS://b.example/a", "b.example", "/a", None),
+            ("ws://[::1]:9001", "[::1]:9001", "/", None),
+            ("https://b.example?c=/d", "b.example", "/", Some("c=/d")),
+            ("/http://b.example/", "server.example.com", "/http://b.example/", None),
+            ("/?a=ws://b.example/", "server.example.com", "/", Some("a=ws://b.example/")),
+        ] {
+            let text = GOOD.replace("/chat?room=1&x=?y", target);
+            let request = parsed(&text);
+            let upgrade = UpgradeRequest::check(&request, peer()).unwrap();
+            assert_eq!((upgrade.host(), upgrade.path(), upgrade.query()), (host, path, query), "{target}");
+            assert_eq!(upgrade.target(), target);
+        }
+    }
+
+    #[test]
+    fn hosts_of_all_kinds_are_accepted() {
+        for host in
+            ["localhost", "127.0.0.1:9001", "[::1]", "[2001:db8::1]:443", "a_b.example:", "xn--nxasmq6b"]
+        {
+            assert_eq!(checked(&GOOD.replace("server.example.com", host)), Ok(()), "{host}");
+        }
+    }
+
+    #[test]
     fn request_in_pieces_asks_for_more_until_its_last_byte() {
         for end in 0..GOOD.len() {
             assert!(HttpRequest::parse(&GOOD.as_bytes()[..end], HEADER_BYTES_MAX).unwrap().is_none());
@@ -300,6 +382,21 @@ mod tests {
             ("GET ", "POST ", WrongMethod, 405),
             ("GET ", "get ", WrongMethod, 405),
             ("HTTP/1.1", "HTTP/1.0", UnsupportedHttpVersion, 505),
+            ("GET /", "GET ", InvalidTarget, 400),
+            ("/chat", "*", InvalidTarget, 400),
+            ("/chat", "/chat#part", InvalidTarget, 400),
+            ("/chat", "/caf\u{e9}", InvalidTarget, 400),
+            ("/chat", "ftp://a/chat", InvalidTarget, 400),
+            ("/chat", "ws:///chat", InvalidHost, 400),
+            ("/chat", "ws://user@a/chat", InvalidHost, 400),
+            ("Host: server.example.com", "Host: a b", InvalidHost, 400),
+            ("Host: server.example.com", "Host: u@a", InvalidHost, 400),
+            ("Host: server.example.com", "Host: a/b", InvalidHost, 400),
+            ("Host: server.example.com", "Host: a:80:80", InvalidHost, 400),
+            ("Host: server.example.com", "Host: a:http", InvalidHost, 400),
+            ("Host: server.example.com", "Host: [::1", InvalidHost, 400),
+            ("Host: server.example.com", "Host: [::1]a", InvalidHost, 400),
+            ("Host: server.example.com", "Host: :80", InvalidHost, 400),
             ("Host: server.example.com", "X: y", InvalidHost, 400),
             ("Host: server.example.com", "Host: ", InvalidHost, 400),
             ("Host: server.example.com", "Host: a\r\nHost: a", InvalidHost, 400),
@@ -356,6 +453,8 @@ mod tests {
         assert!(!too_large(&GOOD[..100], 100), "the next byte decides");
         assert!(too_large(&GOOD[..101], 100));
         assert_eq!(UpgradeError::HeaderBlockTooLarge.response().status(), 431);
+        let endless = HttpRequest::parse(&[b"GET /", &[b'a'; 100][..]].concat(), 100).unwrap_err();
+        assert_eq!((endless, endless.response().status()), (UpgradeError::TargetTooLong, 414));
     }
 
     #[test]
