@@ -121,6 +121,9 @@ pub enum UpgradeError {
     /// More headers than are accepted.
     #[error("too many headers")]
     TooManyHeaders,
+    /// The server uses an extension that was not offered (RFC 6455 section 4.1); client side only.
+    #[error("the server uses an extension that was not offered")]
+    UnexpectedExtension,
     /// The server answered with another status than 101 (RFC 6455 section 4.1); client side only.
     #[error("server answered {0} instead of 101")]
     UnexpectedStatus(u16),
@@ -156,7 +159,9 @@ impl UpgradeError {
             Self::TargetTooLong => HttpResponse::new(414),
             Self::UnsupportedHttpVersion => HttpResponse::new(505),
             // A client has nobody to answer; a gateway that opens connections itself says 502.
-            Self::AcceptMismatch | Self::UnexpectedStatus(_) => HttpResponse::new(502),
+            Self::AcceptMismatch | Self::UnexpectedExtension | Self::UnexpectedStatus(_) => {
+                HttpResponse::new(502)
+            }
         }
     }
 }

@@ -135,7 +135,14 @@ impl<H: Handler> Shard<H> {
             let handler = &mut self.handler;
             let response = catch_unwind(AssertUnwindSafe(|| handler.on_http(&request)));
             let response = response.unwrap_or_else(|_| self.panicked(id));
-            self.refuse(id, &response);
+            let mut answer = Vec::with_capacity(256);
+            // RFC 9110 section 9.3.2: an answer to HEAD has no content, but says how much there would be.
+            if request.method() == "HEAD" {
+                response.append_head_to(&mut answer);
+            } else {
+                response.append_to(&mut answer);
+            }
+            self.answer(id, answer);
             return Head::Complete(bytes.len());
         }
         match UpgradeRequest::check(&request, peer_address) {
@@ -203,12 +210,16 @@ impl<H: Handler> Shard<H> {
     }
 
     fn refuse(&mut self, id: ConnectionId, response: &HttpResponse) {
+        self.context.counters.upgrades_refused.add(u64::from(response.status() >= 400));
+        let mut answer = Vec::with_capacity(256);
+        response.append_to(&mut answer);
+        self.answer(id, answer);
+    }
+
+    fn answer(&mut self, id: ConnectionId, answer: Vec<u8>) {
         let Some(slot) = find(&mut self.slots, id) else { return };
         slot.deciding = None;
-        self.context.counters.upgrades_refused.add(u64::from(response.status() >= 400));
-        let mut bytes = Vec::with_capacity(256);
-        response.append_to(&mut bytes);
-        slot.endpoint.refuse(bytes, &self.context.settings, self.context.now);
+        slot.endpoint.refuse(answer, &self.context.settings, self.context.now);
     }
 
     fn panicked(&mut self, id: ConnectionId) -> HttpResponse {

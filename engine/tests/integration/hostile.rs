@@ -159,6 +159,8 @@ fn plain_http_is_answered_by_the_handler(driver: Driver) {
             assert!(answer.ends_with("\r\n\r\n/a Some(\"b\")"), "{answer}");
         }
     }
+    let head = exchange(server.address, b"HEAD /a HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(head.contains("\r\nContent-Length: 7\r\n") && head.ends_with("\r\n\r\n"), "{head}");
     let none = exchange(server.address, b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!(status(&none), 204);
     // A client that ends its side at once gets its answer all the same, and so does a slow reader.
@@ -172,7 +174,8 @@ fn plain_http_is_answered_by_the_handler(driver: Driver) {
         exchange(server.address, b"GET /x HTTP/1.1\r\nHost: x\r\n\r\nGET /y HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!(twice.matches("HTTP/1.1").count(), 1, "{twice}");
     let counters = server.stop(Duration::from_secs(5));
-    assert_eq!((counters.http_requests, counters.connections_opened), (9, 0));
+    assert_eq!((counters.http_requests, counters.connections_opened), (10, 0));
+    assert_eq!(counters.upgrades_refused, 0);
 }
 
 fn a_body_does_not_keep_the_answer_from_its_client(driver: Driver) {

@@ -1,7 +1,7 @@
 //! The client's side of the opening handshake, for load generators and tests.
 //!
-//! Invariant: a response is accepted only after the checks of RFC 6455 section 4.1. It does not make
-//! keys: randomness is the caller's.
+//! Invariant: a response is accepted only after the checks of RFC 6455 section 4.1, but for the subprotocol,
+//! which is the caller's to judge. It does not make keys: randomness is the caller's too.
 
 use super::request::HEADERS_MAX;
 use super::{accept_key, lists_token};
@@ -42,6 +42,9 @@ pub fn parse_client_response(bytes: &[u8], key: &str) -> Result<Option<usize>, U
         let headers = response.headers.iter();
         headers.filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value)
     };
+    if response.version != Some(1) {
+        return Err(UpgradeError::UnsupportedHttpVersion);
+    }
     // RFC 6455 section 4.1, the list of what the client validates in the server's response.
     match response.code {
         Some(101) => {}
@@ -52,6 +55,10 @@ pub fn parse_client_response(bytes: &[u8], key: &str) -> Result<Option<usize>, U
     }
     if !lists_token(values("connection"), "upgrade") {
         return Err(UpgradeError::ConnectionNotUpgrade);
+    }
+    // Item 5: an extension that was not asked for, and none is.
+    if values("sec-websocket-extensions").next().is_some() {
+        return Err(UpgradeError::UnexpectedExtension);
     }
     if !values("sec-websocket-accept").eq([accept_key(key)]) {
         return Err(UpgradeError::AcceptMismatch);
@@ -109,6 +116,8 @@ mod tests {
             ("s3pPLM", "S3pPLM", AcceptMismatch),
             ("Sec-WebSocket-Accept", "X", AcceptMismatch),
             ("HTTP/1.1", "SPDY/9", Malformed),
+            ("HTTP/1.1", "HTTP/1.0", UnsupportedHttpVersion),
+            ("Upgrade: ", "Sec-WebSocket-Extensions: permessage-deflate\r\nUpgrade: ", UnexpectedExtension),
         ] {
             let response = good_response().replacen(from, to, 1);
             assert_eq!(parse_client_response(response.as_bytes(), KEY), Err(error), "{from} -> {to}");

@@ -97,21 +97,35 @@ impl HttpResponse {
 
     /// Appends the response as bytes, with its length and the notice that the connection closes.
     pub fn append_to(&self, out: &mut Vec<u8>) {
+        self.append_head_to(out);
+        if self.has_content() {
+            out.extend_from_slice(&self.body);
+        }
+    }
+
+    /// The same without the body: the answer to a HEAD request.
+    pub fn append_head_to(&self, out: &mut Vec<u8>) {
         append_all(out, &["HTTP/1.1 ", &self.status.to_string(), " ", reason_phrase(self.status), "\r\n"]);
         for (name, value) in &self.headers {
             append_header(out, name, value);
         }
-        // RFC 9110 section 7.8: "A sender of Upgrade MUST also send an "Upgrade" connection option".
-        let offers_upgrade = self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("upgrade"));
-        append_header(out, "Connection", if offers_upgrade { "close, Upgrade" } else { "close" });
-        // RFC 9110 sections 8.6 and 15: neither status has a body, and 204 no length either.
-        if self.status != 204 && self.status != 304 {
-            append_header(out, "Content-Length", &self.body.len().to_string());
-            out.extend_from_slice(b"\r\n");
-            out.extend_from_slice(&self.body);
-        } else {
-            out.extend_from_slice(b"\r\n");
+        // RFC 9110 section 7.8: "A sender of Upgrade MUST also send an "Upgrade" connection option", and 426 is
+        // nothing without it.
+        let mut offers_upgrade = self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("upgrade"));
+        if self.status == 426 && !offers_upgrade {
+            append_header(out, "Upgrade", "websocket");
+            offers_upgrade = true;
         }
+        append_header(out, "Connection", if offers_upgrade { "close, Upgrade" } else { "close" });
+        if self.has_content() {
+            append_header(out, "Content-Length", &self.body.len().to_string());
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+
+    /// RFC 9110 sections 8.6 and 15: neither status has a body, and 204 no length either.
+    fn has_content(&self) -> bool {
+        self.status != 204 && self.status != 304
     }
 }
 
@@ -153,7 +167,8 @@ impl SwitchingProtocols<'_> {
 /// Whether the header can stand on one line and is not one of those written here.
 fn is_writable(name: &str, value: &str, written_here: &[&str]) -> bool {
     is_token(name)
-        && !value.bytes().any(|byte| matches!(byte, b'\r' | b'\n' | b'\0'))
+        // RFC 9110 section 5.5: no control characters but the tab.
+        && !value.bytes().any(|byte| byte.is_ascii_control() && byte != b'\t')
         && !written_here.iter().any(|reserved| reserved.eq_ignore_ascii_case(name))
 }
 
@@ -263,6 +278,8 @@ mod tests {
             ("X", "a\nb"),
             ("X", "a\rb"),
             ("X", "a\0b"),
+            ("X", "a\x1bb"),
+            ("X", "a\x7fb"),
             ("X\r\nY", "a"),
             ("X:", "a"),
             ("X Y", "a"),
@@ -292,6 +309,20 @@ mod tests {
     fn response_without_content_has_no_length() {
         let text = written(&HttpResponse::new(204).body("ignored"));
         assert_eq!(text, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n");
+    }
+
+    #[test]
+    fn head_says_the_length_of_what_it_leaves_out() {
+        let mut out = Vec::new();
+        HttpResponse::new(200).body("fine").append_head_to(&mut out);
+        assert_eq!(out, b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\n");
+    }
+
+    #[test]
+    fn upgrade_required_says_to_what() {
+        let text = written(&HttpResponse::new(426));
+        assert!(text.contains("\r\nUpgrade: websocket\r\nConnection: close, Upgrade\r\n"), "{text}");
+        assert_eq!(written(&HttpResponse::upgrade_required()), text);
     }
 
     #[test]
