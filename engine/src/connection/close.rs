@@ -16,10 +16,10 @@ pub enum Initiator {
 /// Why a connection ended; what [`Handler::on_close`](crate::Handler::on_close) is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CloseReason {
-    /// The close code. [`CloseCode::NO_STATUS`] when the peer's close frame carried none,
-    /// [`CloseCode::ABNORMAL`] when there was no close frame (RFC 6455 section 7.1.5).
+    /// The code of the first close frame, whoever sent it. [`CloseCode::NO_STATUS`] when the peer's was first
+    /// and carried none, [`CloseCode::ABNORMAL`] when there was no close frame.
     pub code: CloseCode,
-    /// The reason sent with the close frame, or words for what went wrong.
+    /// The reason given for it, which is cut where it is sent, or words for what went wrong.
     pub reason: Box<str>,
     /// Who ended it.
     pub initiator: Initiator,

@@ -335,6 +335,17 @@ mod tests {
     }
 
     #[test]
+    fn the_close_has_one_deadline_and_codes_that_cannot_be_sent_are_not() {
+        let mut fixture = Fixture::open();
+        let Fixture { endpoint, settings, corks } = &mut fixture;
+        endpoint.close(CloseCode::ABNORMAL, "", settings, corks, seconds(10));
+        assert_eq!(fixture.sent(), [0x88, 2, 0x03, 0xE8]);
+        fixture.receive(OpCode::Close, &[0x03, 0xE8], seconds(14));
+        assert_eq!(fixture.endpoint.phase(), Phase::Flushing);
+        assert_eq!(fixture.deadline(), seconds(15));
+    }
+
+    #[test]
     fn a_jump_of_the_clock_ends_a_connection_once() {
         let mut fixture = Fixture::open();
         let late = seconds(100_000);

@@ -133,13 +133,12 @@ impl<S> Connection<'_, S> {
     ///
     /// The reason is cut to 123 bytes. A code that may not be sent (RFC 6455 section 7.4) becomes 1000.
     pub fn close(&mut self, code: CloseCode, reason: &str) {
-        let code = if code.is_allowed_on_wire() { code } else { CloseCode::NORMAL };
         let context = &mut *self.context;
         self.endpoint.close(code, reason, &context.settings, &mut context.corks, context.now);
     }
 
-    /// Sends a ping of the program's own, with at most 125 bytes of payload; more is cut. The keepalive needs
-    /// no help.
+    /// Sends a ping of the program's own, with at most 125 bytes of payload; more is cut. It is left out where
+    /// 4 KiB of control frames wait for the peer already. The keepalive needs no help.
     pub fn ping(&mut self, payload: &[u8]) {
         let payload = &payload[..payload.len().min(125)];
         self.endpoint.ping(payload, &mut self.context.corks);

@@ -19,7 +19,8 @@ pub enum Conflation {
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct TopicSettings {
-    /// What happens when a subscriber's outbox is full; `None`: what the configuration says for all.
+    /// What happens when a subscriber's outbox is full; `None`: what the configuration says for all. A close
+    /// code that may not be sent becomes 1000.
     pub full: Option<OutboxFull>,
     /// Whether newer publications replace older ones. Default: off.
     pub conflation: Conflation,

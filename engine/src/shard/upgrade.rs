@@ -41,7 +41,7 @@ impl<S> Upgrade<S> {
         Self(Decision::Accept(Acceptance { session, subprotocol: None, headers: Vec::new() }))
     }
 
-    /// Answers with an HTTP status from 400 to 599 and a body.
+    /// Answers with an HTTP status, mostly from 400 to 599, and a body.
     #[must_use]
     pub fn reject(status: u16, body: impl Into<Vec<u8>>) -> Self {
         Self(Decision::Reject(HttpResponse::new(status).body(body)))

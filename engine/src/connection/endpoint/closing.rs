@@ -10,7 +10,8 @@ use crate::{
 };
 
 impl Endpoint {
-    /// Begins the close handshake (RFC 6455 section 7.1.2).
+    /// Begins the close handshake (RFC 6455 section 7.1.2). A code that may not be sent (section 7.4) becomes
+    /// 1000.
     pub fn close(
         &mut self,
         code: CloseCode,
@@ -19,6 +20,7 @@ impl Endpoint {
         corks: &mut CorkPool,
         now: Timestamp,
     ) {
+        let code = if code.is_allowed_on_wire() { code } else { CloseCode::NORMAL };
         match self.phase {
             Phase::Handshake | Phase::Deciding => self.abort(code, reason, Initiator::Local),
             Phase::Open => {
@@ -127,9 +129,12 @@ impl Endpoint {
     }
 
     pub(super) fn begin_flushing(&mut self, settings: &Settings, now: Timestamp) {
+        // One deadline for all of it: the time runs since our close frame, if it was the first.
+        if self.phase != Phase::Closing {
+            self.awaited_until = now.after(settings.timeouts.close);
+        }
         self.phase = Phase::Flushing;
         self.paused = false;
         self.partial = None;
-        self.awaited_until = now.after(settings.timeouts.close);
     }
 }
