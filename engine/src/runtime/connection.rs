@@ -80,10 +80,11 @@ pub(super) fn serve<H: Handler>(
             }
             task.worker.begin_turn();
             let mut received = 0;
-            let mut submitted = false;
+            let (mut submitted, mut completed) = (false, false);
             let mut send_bytes_left = TURN_SEND_BYTES_MAX;
             loop {
                 if let Some(outcome) = sending.as_mut().poll_outcome(&task.socket, context) {
+                    completed = true;
                     task.handle_sent(outcome);
                 }
                 // Asked while a send is in flight as well: a stalled one is ended by closing.
@@ -103,9 +104,10 @@ pub(super) fn serve<H: Handler>(
                     return Poll::Pending;
                 }
                 if receiving.is_idle() && task.wants_receive() {
-                    if submitted && matches!(task.reception, Reception::Active(_)) {
+                    if submitted && !completed && matches!(task.reception, Reception::Active(_)) {
                         // Behind the sends of this turn rather than between them: the completion of this one
-                        // comes back here, or, where the peer does not read, the next tick does.
+                        // comes back here, or, where the peer does not read, the next tick does. Not where it
+                        // has come back already and found more to send: that may go on.
                         return Poll::Pending;
                     }
                     if received >= TURN_RECEIVES_MAX {
