@@ -7,9 +7,11 @@
 mod accept;
 mod connection;
 mod driver;
+mod mailbox;
 mod spawn;
 mod turns;
 mod worker;
 
 pub(crate) use driver::{Backend, DriverChoice, build};
-pub(crate) use worker::{Command, Mailbox, Worker, WorkerSettings, settle};
+pub(crate) use mailbox::{Command, Mailbox};
+pub(crate) use worker::{Worker, WorkerSettings, settle};

@@ -11,19 +11,20 @@ use std::{
     os::fd::AsFd,
     pin::pin,
     rc::{Rc, Weak},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering, fence},
-    },
+    sync::Arc,
     task::Waker,
     time::Duration,
 };
 
-use super::{accept, connection::HotConnection, spawn, turns};
+use super::{
+    accept,
+    connection::HotConnection,
+    mailbox::{Command, Mailbox},
+    spawn, turns,
+};
 use crate::{
     buffer::{HEADROOM_BYTES, LeasePool},
     connection::Timestamp,
-    mesh::{Doorbell, Signal},
     os::{Clock, Event, Listener, RingHandle, Socket},
     protocol::CloseCode,
     shard::{
@@ -42,60 +43,6 @@ const QUIET_MILLIS: u64 = 1000;
 const RETRY: Duration = Duration::from_millis(1);
 /// How long the last operations, closing descriptors and cancelled ones, get to complete.
 const SETTLE: Duration = Duration::from_millis(2);
-
-/// What other threads ask of a worker.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Command {
-    /// Close every connection with 1001, cut off what is left after `deadline`, and end.
-    Stop { deadline: Duration },
-}
-
-/// The way into a worker from other threads: commands, which are rare, and the bell that says that something
-/// is in the mesh.
-#[derive(Debug)]
-pub(crate) struct Mailbox {
-    commands: Mutex<Vec<Command>>,
-    bell: Doorbell<Event>,
-    closed: AtomicBool,
-}
-
-impl Mailbox {
-    pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self {
-            commands: Mutex::default(),
-            bell: Doorbell::new(Event::new()?),
-            closed: AtomicBool::new(false),
-        })
-    }
-
-    pub(crate) fn post(&self, command: Command) {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner).push(command);
-        self.bell.signal().signal();
-    }
-
-    /// Something was put into the mesh for this worker. Answers whether it had to be woken.
-    pub(crate) fn ring(&self) -> bool {
-        self.bell.ring()
-    }
-
-    /// Nobody will look into the worker's queues any more.
-    pub(crate) fn close(&self) {
-        self.closed.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-    }
-
-    /// Whether what was pushed before this call may never be seen. Either this answers yes, or who closed the
-    /// mailbox finds what was pushed.
-    pub(crate) fn is_closed(&self) -> bool {
-        fence(Ordering::SeqCst);
-        self.closed.load(Ordering::Relaxed)
-    }
-
-    fn take(&self) -> Vec<Command> {
-        self.bell.signal().clear();
-        std::mem::take(&mut self.commands.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
 
 /// What a worker is made of besides its shard.
 #[derive(Debug)]
@@ -191,7 +138,7 @@ impl<H: Handler> Worker<H> {
             }
             // The end of the turn follows: there is no need to wake this future for it.
             self.turn_open.set(true);
-            self.mailbox().bell.disarm();
+            self.mailbox().bell().disarm();
             let polled = control.as_mut().poll(context);
             self.end_turn();
             polled
@@ -202,7 +149,7 @@ impl<H: Handler> Worker<H> {
     /// Called by every task when it runs: the worker is awake, and the turn will have an end.
     pub(super) fn begin_turn(&self) {
         if !self.turn_open.replace(true) {
-            self.mailbox().bell.disarm();
+            self.mailbox().bell().disarm();
             if let Some(waker) = &*self.turn_waker.borrow() {
                 waker.wake_by_ref();
             }
@@ -213,7 +160,7 @@ impl<H: Handler> Worker<H> {
     /// makes sure to be woken by what comes next.
     fn end_turn(self: &Rc<Self>) {
         self.turn_open.set(false);
-        let bell = &self.mailbox().bell;
+        let bell = self.mailbox().bell();
         let mut shard = self.shard.borrow_mut();
         if shard.has_mesh_input() {
             shard.handle_mesh(self.now());
@@ -266,7 +213,7 @@ impl<H: Handler> Worker<H> {
         let mailbox = Arc::clone(&self.mailboxes[self.index]);
         let open = || {
             let listener = Socket::new(listener.as_fd().try_clone_to_owned()?)?;
-            Ok((mailbox.bell.signal().as_socket()?, listener, self.turns.as_socket()?))
+            Ok((mailbox.bell().signal().as_socket()?, listener, self.turns.as_socket()?))
         };
         let (mailbox_socket, listener_socket, turns_socket) = match open() {
             Ok(opened) => opened,
@@ -447,12 +394,6 @@ impl<H: Handler> LocalShard<H::Session> for Worker<H> {
         // returns.
         self.wake(id);
         Ok(())
-    }
-}
-
-impl Signal for Event {
-    fn signal(&self) {
-        Event::signal(self);
     }
 }
 

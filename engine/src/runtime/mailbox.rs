@@ -1,0 +1,79 @@
+//! The way into a worker from other threads.
+
+use std::{
+    io,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering, fence},
+    },
+    time::Duration,
+};
+
+use crate::{
+    mesh::{Doorbell, Signal},
+    os::Event,
+};
+
+/// What other threads ask of a worker.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Command {
+    /// Close every connection with 1001, cut off what is left after `deadline`, and end.
+    Stop { deadline: Duration },
+}
+
+/// The way into a worker from other threads: commands, which are rare, and the bell that says that something
+/// is in the mesh.
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    commands: Mutex<Vec<Command>>,
+    bell: Doorbell<Event>,
+    closed: AtomicBool,
+}
+
+impl Mailbox {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            commands: Mutex::default(),
+            bell: Doorbell::new(Event::new()?),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn bell(&self) -> &Doorbell<Event> {
+        &self.bell
+    }
+
+    pub(crate) fn post(&self, command: Command) {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).push(command);
+        self.bell.signal().signal();
+    }
+
+    /// Something was put into the mesh for this worker. Answers whether it had to be woken.
+    pub(crate) fn ring(&self) -> bool {
+        self.bell.ring()
+    }
+
+    /// Nobody will look into the worker's queues any more.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Whether what was pushed before this call may never be seen. Either this answers yes, or who closed the
+    /// mailbox finds what was pushed.
+    pub(crate) fn is_closed(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn take(&self) -> Vec<Command> {
+        self.bell.signal().clear();
+        std::mem::take(&mut self.commands.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Signal for Event {
+    fn signal(&self) {
+        Event::signal(self);
+    }
+}
