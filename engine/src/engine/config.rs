@@ -72,9 +72,11 @@ pub struct Config {
     pub idle_timeout: Option<Duration>,
     /// From the last byte received to a keepalive ping. Default: 25 s.
     pub ping_interval: Option<Duration>,
-    /// From a keepalive ping, or the last sign of life after it, to the loss of the connection. Default: 10 s.
+    /// From a keepalive ping, or the last sign of life after it, to the loss of the connection. Default:
+    /// 10 s.
     pub pong_timeout: Duration,
-    /// From a close frame sent, or the answer to a plain HTTP request, to the end of the transport. Default: 5 s.
+    /// From a close frame sent, or the answer to a plain HTTP request, to the end of the transport. Default:
+    /// 5 s.
     pub close_timeout: Duration,
     /// The longest life of a connection, which then is closed with 1001. Default: off.
     pub connection_lifetime_max: Option<Duration>,

@@ -87,8 +87,8 @@ fn accept_waiting<H: Handler>(worker: &Rc<Worker<H>>, listener: &Listener) -> Tu
         match accepted {
             Ok(id) => drop(monoio::spawn(serve(Rc::clone(worker), socket, id))),
             Err(answer) => {
-                // Overload: one attempt, and the connection is gone. What it has sent is taken, or closing would
-                // throw the answer away (RFC 9112 section 9.6).
+                // Overload: one attempt, and the connection is gone. What it has sent is taken, or closing
+                // would throw the answer away (RFC 9112 section 9.6).
                 let _ = socket.try_send(&answer);
                 socket.shut(Direction::Send);
                 let _ = socket.try_receive(&mut worker.scratch.borrow_mut());

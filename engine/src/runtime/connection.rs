@@ -47,8 +47,8 @@ const DIRECT_SEND_BYTES_MIN: usize = 8 * 1024;
 const TURN_RECEIVES_MAX: u8 = 16;
 /// What a receive of bulk counts for.
 const BULK_RECEIVE_WEIGHT: u8 = 4;
-/// Bytes that a connection sends straight to its socket in one turn before the others get theirs: a handler that
-/// sends more whenever there is room would never come to an end.
+/// Bytes that a connection sends straight to its socket in one turn before the others get theirs: a handler
+/// that sends more whenever there is room would never come to an end.
 const TURN_SEND_BYTES_MAX: usize = 1024 * 1024;
 
 /// Serves one connection to its end.

@@ -19,6 +19,8 @@ use crate::{
 pub(crate) enum Command {
     /// Close every connection with 1001, cut off what is left after `deadline`, and end.
     Stop { deadline: Duration },
+    /// Poll a future of the user's, which was woken on another thread.
+    Wake { future: usize },
 }
 
 /// The way into a worker from other threads: commands, which are rare, and the bell that says that something

@@ -9,15 +9,16 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU8, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
+    thread::{self, ThreadId},
 };
 
 use slab::Slab;
 
-use super::Worker;
+use super::{Command, Mailbox, Worker};
 use crate::shard::{ConnectionId, Handler, Upgrade};
 
 /// The wakers of the user's futures that are running.
@@ -40,9 +41,14 @@ impl Futures {
     /// Drops the future that decides about connection `id`, if one does.
     pub(super) fn abandon(&self, id: ConnectionId) {
         let decision = self.decisions.borrow().get(&id).copied();
-        if let Some(key) = decision
-            && let Some(Some(waker)) = self.wakers.borrow().get(key)
-        {
+        if let Some(key) = decision {
+            self.wake(key);
+        }
+    }
+
+    /// Wakes a future, if it is there still.
+    pub(super) fn wake(&self, key: usize) {
+        if let Some(Some(waker)) = self.wakers.borrow().get(key) {
             waker.wake_by_ref();
         }
     }
@@ -101,12 +107,17 @@ pub(super) fn defer<H: Handler>(
     });
 }
 
-/// Wakes the task of a future, unless the future is being polled: it has woken itself then, and the runtime
-/// would poll it again and again before it looks for what has come from the kernel.
+/// Wakes the task of a future. Not while the future is being polled: it has woken itself then, and the
+/// runtime would poll it again and again before it looks for what has come from the kernel. And not on
+/// another thread, where the runtime's own waker panics: the worker is told instead.
 #[derive(Debug)]
 struct PoliteWaker {
-    task: Waker,
+    /// Of its own thread, and there as long as the future is.
+    task: Mutex<Option<Waker>>,
     state: AtomicU8,
+    thread: ThreadId,
+    mailbox: Arc<Mailbox>,
+    future: usize,
 }
 
 const RESTING: u8 = 0;
@@ -114,6 +125,11 @@ const POLLED: u8 = 1;
 const WOKEN: u8 = 2;
 
 impl PoliteWaker {
+    /// The future is gone: its task is not to be freed by whoever still has a waker.
+    fn forget_task(&self) {
+        *self.task.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn begin(&self) {
         self.state.store(POLLED, Ordering::SeqCst);
     }
@@ -131,8 +147,13 @@ impl Wake for PoliteWaker {
 
     fn wake_by_ref(self: &Arc<Self>) {
         let noted = self.state.compare_exchange(POLLED, WOKEN, Ordering::SeqCst, Ordering::SeqCst);
-        if noted == Err(RESTING) {
-            self.task.wake_by_ref();
+        if noted != Err(RESTING) {
+            return;
+        }
+        if thread::current().id() != self.thread {
+            self.mailbox.post(Command::Wake { future: self.future });
+        } else if let Some(task) = &*self.task.lock().unwrap_or_else(PoisonError::into_inner) {
+            task.wake_by_ref();
         }
     }
 }
@@ -178,8 +199,21 @@ impl<H: Handler, T> Future for Guarded<H, T> {
         let Some(future) = this.future.as_mut().filter(|_| !this.worker.futures.ended.get()) else {
             return Poll::Ready(Outcome::Ended);
         };
+        if this.worker.is_overdue() {
+            this.worker.futures.set_waker(this.key, context.waker());
+            this.worker.turns.wait(context.waker());
+            return Poll::Pending;
+        }
         // A task's waker stays the same.
-        let new = || Arc::new(PoliteWaker { task: context.waker().clone(), state: AtomicU8::new(RESTING) });
+        let new = || {
+            Arc::new(PoliteWaker {
+                task: Mutex::new(Some(context.waker().clone())),
+                state: AtomicU8::new(RESTING),
+                thread: thread::current().id(),
+                mailbox: Arc::clone(this.worker.mailbox()),
+                future: this.key,
+            })
+        };
         let polite = this.waker.get_or_insert_with(new);
         polite.begin();
         let waker = Waker::from(Arc::clone(polite));
@@ -209,6 +243,9 @@ impl<H: Handler, T> Future for Guarded<H, T> {
 impl<H: Handler, T> Drop for Guarded<H, T> {
     fn drop(&mut self) {
         self.worker.futures.remove(self.owner, self.key);
+        if let Some(waker) = &self.waker {
+            waker.forget_task();
+        }
         let future = self.future.take();
         if catch_unwind(AssertUnwindSafe(|| drop(future))).is_err() {
             self.worker.counters.handler_panics.add(1);

@@ -39,6 +39,10 @@ const SCRATCH_BYTES: usize = 512 * 1024;
 const QUIET_TICKS: u64 = 10;
 /// A connection whose receive has been pending for this long holds no buffer any more.
 const QUIET_MILLIS: u64 = 1000;
+/// Turns in a row that may wake connections at their end before those wait for the driver.
+const BUSY_TURNS_MAX: u8 = 8;
+/// A tick that is this late was kept from firing.
+const OVERDUE: Duration = Duration::from_millis(3 * TICK_MILLIS);
 /// How long what did not fit into the mesh waits for its next try.
 const RETRY: Duration = Duration::from_millis(1);
 /// How long the last operations, closing descriptors and cancelled ones, get to complete.
@@ -96,6 +100,9 @@ pub(crate) struct Worker<H: Handler> {
     turn_open: Cell<bool>,
     /// Wakes the main future, which ends the turn.
     turn_waker: RefCell<Option<Waker>>,
+    /// Turns in a row whose end woke connections: the driver may not have been asked meanwhile.
+    busy_turns: Cell<u8>,
+    last_tick: Cell<Timestamp>,
     /// A retry of what did not fit into the mesh is under way.
     retrying: Cell<bool>,
 }
@@ -121,6 +128,8 @@ impl<H: Handler> Worker<H> {
             index: settings.index,
             turn_open: Cell::new(true),
             turn_waker: RefCell::default(),
+            busy_turns: Cell::new(0),
+            last_tick: Cell::new(Timestamp::from_millis(settings.clock.millis())),
             retrying: Cell::new(false),
         });
         let weak = Rc::downgrade(&worker);
@@ -175,9 +184,10 @@ impl<H: Handler> Worker<H> {
             self.spawn_task(Rc::clone(self).close_window(topic, window));
         }
         drop(shard);
-        if waiting && !self.retrying.replace(true) {
+        if waiting && !self.ended.get() && !self.retrying.replace(true) {
             self.spawn_task(Rc::clone(self).retry());
         }
+        self.wake_dirty_in_turn();
         self.carry_out(None);
         bell.arm();
         if self.shard.borrow().has_mesh_input() {
@@ -187,7 +197,27 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    fn mailbox(&self) -> &Mailbox {
+    /// Wakes the connections that the end of the turn has given something to send. They run before the driver
+    /// is asked; where one turn after the other does so, they give way, or nobody would ever hear from it.
+    fn wake_dirty_in_turn(&self) {
+        let gives_way = self.busy_turns.get() >= BUSY_TURNS_MAX;
+        let mut woken = false;
+        loop {
+            let Some(id) = self.shard.borrow_mut().poll_dirty() else { break };
+            woken = true;
+            if let Some(Some(waker)) = self.wakers.borrow().get(id.index()) {
+                if gives_way { self.turns.wait(waker) } else { waker.wake_by_ref() }
+            }
+        }
+        self.busy_turns.set(if woken && !gives_way { self.busy_turns.get() + 1 } else { 0 });
+    }
+
+    /// Timers have not fired for so long that the driver cannot have been asked: tasks keep each other busy.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.now().since(self.last_tick.get()) > OVERDUE
+    }
+
+    pub(super) fn mailbox(&self) -> &Arc<Mailbox> {
         &self.mailboxes[self.index]
     }
 
@@ -229,12 +259,25 @@ impl<H: Handler> Worker<H> {
                 tracing::error!(%error, "the mailbox is broken");
                 break Duration::ZERO;
             }
-            let stop = mailbox.take().into_iter().next_back();
-            if let Some(Command::Stop { deadline }) = stop {
+            if let Some(deadline) = self.obey(&mailbox) {
                 break deadline;
             }
         };
         self.stop(&listener, deadline).await;
+    }
+
+    /// Does what other threads ask, and answers in what time it is to stop, if it is.
+    fn obey(&self, mailbox: &Mailbox) -> Option<Duration> {
+        let mut stop = None;
+        for command in mailbox.take() {
+            match command {
+                Command::Stop { deadline } => {
+                    stop = Some(stop.map_or(deadline, |earlier: Duration| earlier.min(deadline)));
+                }
+                Command::Wake { future } => self.futures.wake(future),
+            }
+        }
+        stop
     }
 
     pub(crate) fn now(&self) -> Timestamp {
@@ -303,6 +346,7 @@ impl<H: Handler> Worker<H> {
         while !self.ended.get() {
             monoio::time::sleep(Duration::from_millis(TICK_MILLIS)).await;
             let now = self.now();
+            self.last_tick.set(now);
             self.begin_turn();
             self.shard.borrow_mut().handle_tick(now);
             self.carry_out(None);
@@ -353,11 +397,15 @@ impl<H: Handler> Worker<H> {
         // kernel.
         accept::accept_last(self, listener);
         listener.shut();
-        let until = self.now().after(deadline);
+        let mut until = self.now().after(deadline);
         self.shard.borrow_mut().close_all(CloseCode::GOING_AWAY, "server stops", self.now());
         self.carry_out(None);
         while !self.shard.borrow().is_empty() && self.now() < until {
             monoio::time::sleep(SETTLE).await;
+            // Whoever asks again may be in more of a hurry.
+            if let Some(deadline) = self.obey(self.mailbox()) {
+                until = until.min(self.now().after(deadline));
+            }
         }
         let left = self.shard.borrow().len();
         if left > 0 {
@@ -370,6 +418,7 @@ impl<H: Handler> Worker<H> {
         self.turns.end();
         while self.tasks.get() > 0 || !self.shard.borrow().is_empty() {
             monoio::time::sleep(SETTLE).await;
+            let _ = self.obey(self.mailbox());
         }
     }
 }

@@ -137,8 +137,8 @@ impl<S> Connection<'_, S> {
         self.endpoint.close(code, reason, &context.settings, &mut context.corks, context.now);
     }
 
-    /// Sends a ping of the program's own, with at most 125 bytes of payload; more is cut. It is left out where
-    /// 4 KiB of control frames wait for the peer already. The keepalive needs no help.
+    /// Sends a ping of the program's own, with at most 125 bytes of payload; more is cut. It is left out
+    /// where 4 KiB of control frames wait for the peer already. The keepalive needs no help.
     pub fn ping(&mut self, payload: &[u8]) {
         let payload = &payload[..payload.len().min(125)];
         self.endpoint.ping(payload, &mut self.context.corks);

@@ -56,7 +56,9 @@ impl TopicRules {
 
     /// What the rules say about a topic. They are the user's, and may panic.
     pub(super) fn settings(&self, name: &str) -> TopicSettings {
-        (self.0)(name)
+        let mut settings = (self.0)(name);
+        settings.window = settings.window.filter(|window| !window.is_zero());
+        settings
     }
 }
 

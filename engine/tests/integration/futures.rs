@@ -2,14 +2,15 @@
 
 use std::{
     future::poll_fn,
-    sync::{Arc, Mutex, mpsc},
+    sync::{Arc, Mutex, OnceLock, mpsc},
     task::Poll,
+    thread,
     time::Duration,
 };
 
 use ringwire::{
-    Config, Connection, ConnectionId, Cores, Driver, Handler, LocalError, Message, Upgrade, UpgradeRequest,
-    protocol::OpCode,
+    Config, Connection, ConnectionId, Cores, Driver, EngineHandle, Handler, LocalError, Message, SendStatus,
+    Upgrade, UpgradeRequest, protocol::OpCode,
 };
 
 use crate::{
@@ -30,6 +31,8 @@ on_both_drivers!(
     a_stale_id_reaches_no_stranger,
     an_id_of_another_shard_is_gone,
     a_future_that_never_rests_does_not_starve_the_others,
+    a_future_is_woken_by_another_thread,
+    a_future_awaits_the_answer_of_another_shard,
 );
 
 fn pause(milliseconds: u64) -> impl Future<Output = ()> {
@@ -335,4 +338,90 @@ fn a_future_that_never_rests_does_not_starve_the_others(driver: Driver) {
         client.echo("am I heard?");
     }
     server.stop(Duration::from_secs(5));
+}
+
+fn a_future_is_woken_by_another_thread(driver: Driver) {
+    let server = Server::start(config(driver), |_| {
+        Script::echo()
+            .on_upgrade(|_| {
+                let (decide, decided) = oneshot::channel();
+                thread::spawn(move || {
+                    thread::sleep(Duration::from_millis(50));
+                    decide.send(()).expect("it is waited for");
+                });
+                Upgrade::defer(async move {
+                    decided.await.expect("a decision");
+                    Upgrade::accept(())
+                })
+            })
+            .on_message(|connection, _| {
+                let (handle, id) = (connection.handle(), connection.id());
+                let (answer, answered) = oneshot::channel::<&str>();
+                let (forget, forgotten) = oneshot::channel::<()>();
+                thread::spawn(move || {
+                    thread::sleep(Duration::from_millis(50));
+                    drop(forget);
+                    thread::sleep(Duration::from_millis(50));
+                    answer.send("computed").expect("it is waited for");
+                });
+                connection.spawn(async move {
+                    forgotten.await.expect_err("it was dropped");
+                    let answer = answered.await.expect("an answer");
+                    let sent = handle.with(id, |connection| connection.send(answer));
+                    assert!(sent.expect("it is there").is_sent());
+                });
+            })
+    });
+    for _ in 0..3 {
+        let mut client = server.connect();
+        client.send_text("compute");
+        assert_eq!(client.receive_text(), "computed");
+        client.close();
+    }
+    let counters = server.stop(Duration::from_secs(5));
+    assert_eq!(counters.handler_panics, 0);
+}
+
+fn a_future_awaits_the_answer_of_another_shard(driver: Driver) {
+    let mut config = config(driver);
+    config.cores = Cores::Count(2);
+    let engine = Arc::new(OnceLock::<EngineHandle>::new());
+    let everybody = Arc::new(Mutex::new(Vec::new()));
+    let (shared, ids) = (Arc::clone(&engine), Arc::clone(&everybody));
+    let server = Server::start(config, move |_| {
+        let (engine, ids) = (Arc::clone(&shared), Arc::clone(&ids));
+        let entered = Arc::clone(&ids);
+        Script::echo()
+            .on_open(move |connection| entered.lock().expect("no panic").push(connection.id()))
+            .on_message(move |connection, _| {
+                let engine = engine.get().expect("it has started").clone();
+                let ids = ids.lock().expect("no panic").clone();
+                let (handle, own) = (connection.handle(), connection.id());
+                connection.spawn(async move {
+                    for id in ids {
+                        let ran = engine.run_on(id.shard(), |_: &mut Script| 7).expect("there is room").await;
+                        assert_eq!(ran, Ok(7));
+                        let sent = engine.send(id, "hello").expect("there is room").await;
+                        assert_eq!(sent, Ok(Ok(SendStatus::Sent)));
+                    }
+                    let sent = handle.with(own, |connection| connection.send("greeted"));
+                    assert!(sent.expect("it is there").is_sent());
+                });
+            })
+    });
+    let _ = engine.set(server.handle.clone());
+    // The kernel spreads them, evenly or not.
+    let mut clients: Vec<_> = (0..20).map(|_| server.connect()).collect();
+    let mut asking = clients.split_off(10);
+    for asking in &mut asking {
+        asking.send_text("greet everybody");
+        while asking.receive_text() != "greeted" {}
+    }
+    for client in &mut clients {
+        for _ in 0..10 {
+            assert_eq!(client.receive_text(), "hello");
+        }
+    }
+    let counters = server.stop(Duration::from_secs(5));
+    assert_eq!(counters.handler_panics, 0);
 }

@@ -148,8 +148,8 @@ impl<'a> UpgradeRequest<'a> {
         if request.minor_version != 1 {
             return Err(UpgradeError::UnsupportedHttpVersion);
         }
-        // The same item: a "Request-URI [...] matching the /resource name/ defined in Section 3", or a URI that
-        // contains one.
+        // The same item: a "Request-URI [...] matching the /resource name/ defined in Section 3", or a URI
+        // that contains one.
         if !request.names_a_resource() {
             return Err(UpgradeError::InvalidTarget);
         }

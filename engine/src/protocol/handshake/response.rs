@@ -109,8 +109,8 @@ impl HttpResponse {
         for (name, value) in &self.headers {
             append_header(out, name, value);
         }
-        // RFC 9110 section 7.8: "A sender of Upgrade MUST also send an "Upgrade" connection option", and 426 is
-        // nothing without it.
+        // RFC 9110 section 7.8: "A sender of Upgrade MUST also send an "Upgrade" connection option", and
+        // 426 is nothing without it.
         let mut offers_upgrade = self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("upgrade"));
         if self.status == 426 && !offers_upgrade {
             append_header(out, "Upgrade", "websocket");
