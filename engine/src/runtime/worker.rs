@@ -200,7 +200,8 @@ impl<H: Handler> Worker<H> {
     /// Wakes the connections that the end of the turn has given something to send. They run before the driver
     /// is asked; where one turn after the other does so, they give way, or nobody would ever hear from it.
     fn wake_dirty_in_turn(&self) {
-        let gives_way = self.busy_turns.get() >= BUSY_TURNS_MAX;
+        // At the end there are no turns to wait for any more.
+        let gives_way = self.busy_turns.get() >= BUSY_TURNS_MAX && !self.ended.get();
         let mut woken = false;
         loop {
             let Some(id) = self.shard.borrow_mut().poll_dirty() else { break };
@@ -209,7 +210,7 @@ impl<H: Handler> Worker<H> {
                 if gives_way { self.turns.wait(waker) } else { waker.wake_by_ref() }
             }
         }
-        self.busy_turns.set(if woken && !gives_way { self.busy_turns.get() + 1 } else { 0 });
+        self.busy_turns.set(if woken && !gives_way { self.busy_turns.get().saturating_add(1) } else { 0 });
     }
 
     /// Timers have not fired for so long that the driver cannot have been asked: tasks keep each other busy.
