@@ -7,6 +7,7 @@
 pub mod client;
 pub mod request;
 pub mod response;
+mod target;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
