@@ -187,7 +187,7 @@ impl<H: Handler> Worker<H> {
         if waiting && !self.ended.get() && !self.retrying.replace(true) {
             self.spawn_task(Rc::clone(self).retry());
         }
-        self.wake_dirty_in_turn();
+        self.wake_dirty();
         self.carry_out(None);
         bell.arm();
         if self.shard.borrow().has_mesh_input() {
@@ -199,15 +199,16 @@ impl<H: Handler> Worker<H> {
 
     /// Wakes the connections that the end of the turn has given something to send. They run before the driver
     /// is asked; where one turn after the other does so, they give way, or nobody would ever hear from it.
-    fn wake_dirty_in_turn(&self) {
+    fn wake_dirty(&self) {
         // At the end there are no turns to wait for any more.
         let gives_way = self.busy_turns.get() >= BUSY_TURNS_MAX && !self.ended.get();
         let mut woken = false;
         loop {
             let Some(id) = self.shard.borrow_mut().poll_dirty() else { break };
             woken = true;
-            if let Some(Some(waker)) = self.wakers.borrow().get(id.index()) {
-                if gives_way { self.turns.wait(waker) } else { waker.wake_by_ref() }
+            match self.wakers.borrow().get(id.index()) {
+                Some(Some(waker)) if gives_way => self.turns.wait(waker),
+                _ => self.wake(id),
             }
         }
         self.busy_turns.set(if woken && !gives_way { self.busy_turns.get().saturating_add(1) } else { 0 });
