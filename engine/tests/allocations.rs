@@ -1,5 +1,6 @@
 //! In a steady state nothing is allocated for a message: not to receive it, not to hand it over, not to send
-//! it; and for a publication, nothing that grows with its subscribers.
+//! it; for a publication, nothing that grows with its subscribers; and for a pause, nothing that grows with
+//! what waits behind it.
 //!
 //! One test, because the allocations of the whole process are counted. The clients here make none.
 
@@ -17,6 +18,7 @@ use std::{
     alloc::System,
     io::{Read, Write},
     net::TcpStream,
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -58,6 +60,11 @@ fn a_message_in_a_steady_state_allocates_nothing() {
             println!("{told}");
             // The frame, what shares it between shards and what shares it within one; for a delivery, none.
             assert!(publications >= 100 && allocations <= 4 * publications + 20, "{told}");
+            let (allocated, bytes) = paused_behind_each(driver);
+            let told = format!("{driver:?}: {allocated} bytes allocated for {bytes} bytes in small messages");
+            println!("{told}");
+            // A future for each, but no copy of what is still to come.
+            assert!(allocated <= 100 * bytes, "{told}");
         });
     }
 }
@@ -107,6 +114,33 @@ fn published(driver: Driver) -> (usize, usize) {
             stream.read_exact(&mut heard).expect("read");
         }
     })
+}
+
+/// How many bytes are allocated for a receive full of messages whose handler pauses behind each.
+fn paused_behind_each(driver: Driver) -> (usize, usize) {
+    const MESSAGES: usize = 3000;
+    let (tell, told) = mpsc::channel();
+    let server = Server::start(config(driver), move |_| {
+        let (tell, mut messages) = (tell.clone(), 0);
+        Script::echo().on_message(move |connection, _| {
+            messages += 1;
+            if messages == MESSAGES {
+                return tell.send(()).expect("the test listens");
+            }
+            connection.pause_receive();
+            let (handle, id) = (connection.handle(), connection.id());
+            connection.spawn(async move {
+                let _ = handle.with(id, |connection| connection.resume_receive());
+            });
+        })
+    });
+    let mut client = server.connect();
+    let frames: Vec<u8> = (0..MESSAGES).flat_map(|_| client.frame(OpCode::Binary, b"a message")).collect();
+    let region = Region::new(ALLOCATOR);
+    client.stream.write_all(&frames).expect("write");
+    told.recv_timeout(Duration::from_secs(20)).expect("every message");
+    let change = region.change();
+    (change.bytes_allocated, frames.len())
 }
 
 /// Subscribes everybody, and publishes each message.

@@ -265,10 +265,8 @@ impl<H: Handler> Shard<H> {
     /// `sent` bytes of the frame that [`handle_received`](Self::handle_received) named have left, `rest` has
     /// not.
     pub fn handle_relayed(&mut self, id: ConnectionId, sent: usize, rest: &[u8]) {
-        let Some(mut visit) = self.visit(id) else { return };
-        let rest = visit.context.corks.copy(rest);
-        visit.handle_relayed(sent, SendBuffer::owned(rest, 0));
-        self.carry_out_intents(id);
+        let rest = self.context.corks.copy(rest);
+        self.take_back_relayed(id, sent, rest);
         self.settle(id);
     }
 

@@ -14,6 +14,7 @@ use super::{
     visit::Visit,
 };
 use crate::{
+    buffer::SendBuffer,
     connection::{Event, Phase, Place},
     protocol::{HttpRequest, HttpResponse, SwitchingProtocols, UpgradeRequest},
 };
@@ -32,41 +33,51 @@ impl<H: Handler> Shard<H> {
         let received = input.len().saturating_sub(crate::buffer::HEADROOM_BYTES);
         self.context.counters.bytes_received.add(received as u64);
         match slot.endpoint.handle_received(input, self.context.now) {
-            Ok(start) => self.process(id, input, start),
-            Err(mut joined) => {
-                self.process_apart(id, &mut joined);
+            Ok(mut position) => {
+                let relay = self.process(id, input, &mut position);
+                if position < input.len() {
+                    find(&mut self.slots, id)?.endpoint.keep(&input[position..]);
+                }
+                relay
+            }
+            Err(joined) => {
+                self.process_apart(id, (joined, 0));
                 None
             }
         }
     }
 
-    /// Processes bytes that do not stand in a receive buffer: nothing can be sent from there later on.
-    fn process_apart(&mut self, id: ConnectionId, input: &mut [u8]) {
-        if let Some(range) = self.process(id, input, 0) {
-            self.handle_relayed(id, 0, &input[range]);
+    /// Processes bytes that do not stand in a receive buffer, from where they begin: nothing can be sent from
+    /// there later on.
+    fn process_apart(&mut self, id: ConnectionId, (mut bytes, mut position): (Vec<u8>, usize)) {
+        let relay = self.process(id, &mut bytes, &mut position);
+        let relay = relay.map(|range| self.context.corks.copy(&bytes[range]));
+        // Before any other call to the handler, which may resume.
+        if let Some(slot) = find(&mut self.slots, id) {
+            slot.endpoint.keep_rest(bytes, position);
+        }
+        if let Some(unsent) = relay {
+            self.take_back_relayed(id, 0, unsent);
         }
     }
 
-    fn process(&mut self, id: ConnectionId, input: &mut [u8], start: usize) -> Option<Range<usize>> {
-        let mut position = start;
+    pub(super) fn take_back_relayed(&mut self, id: ConnectionId, sent: usize, rest: Vec<u8>) {
+        let Some(mut visit) = self.visit(id) else { return };
+        visit.handle_relayed(sent, SendBuffer::owned(rest, 0));
+        self.carry_out_intents(id);
+    }
+
+    /// Processes `input` from `position` on, which moves to what is to be kept.
+    fn process(&mut self, id: ConnectionId, input: &mut [u8], position: &mut usize) -> Option<Range<usize>> {
         if find(&mut self.slots, id)?.endpoint.phase() == Phase::Handshake {
-            match self.process_request(id, &input[position..]) {
-                Head::Complete(bytes) => position += bytes,
-                Head::Incomplete => {
-                    find(&mut self.slots, id)?.endpoint.keep(&input[position..]);
-                    return None;
-                }
+            match self.process_request(id, &input[*position..]) {
+                Head::Complete(bytes) => *position += bytes,
+                Head::Incomplete => return None,
             }
         }
         let mut relay = None;
-        while self.process_frames(id, input, &mut position, &mut relay) {
+        while self.process_frames(id, input, position, &mut relay) {
             self.carry_out_intents(id);
-        }
-        if position < input.len() {
-            let endpoint = &mut find(&mut self.slots, id)?.endpoint;
-            if endpoint.phase() <= Phase::Closing {
-                endpoint.keep(&input[position..]);
-            }
         }
         relay
     }
@@ -204,8 +215,8 @@ impl<H: Handler> Shard<H> {
         self.call(id, |handler, connection| handler.on_open(connection));
         // What came behind the request belongs to the stream; during a deferred decision it was kept.
         if let Some(slot) = find(&mut self.slots, id) {
-            let mut kept = slot.endpoint.take_kept();
-            self.process_apart(id, &mut kept);
+            let kept = slot.endpoint.take_kept();
+            self.process_apart(id, kept);
         }
     }
 
@@ -261,8 +272,8 @@ impl<H: Handler> Shard<H> {
                 break;
             }
             self.wheel.schedule(id.index(), slot.endpoint.deadline(&self.context.settings));
-            let mut kept = slot.endpoint.take_kept();
-            self.process_apart(id, &mut kept);
+            let kept = slot.endpoint.take_kept();
+            self.process_apart(id, kept);
         }
         let Some(slot) = find(&mut self.slots, id) else { return };
         let phase = slot.endpoint.phase();

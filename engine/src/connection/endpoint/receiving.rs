@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Endpoint, Event, Place};
+use super::{Endpoint, Event, Phase, Place};
 use crate::{
     buffer::{CorkPool, HEADROOM_BYTES},
     connection::{Settings, Timestamp},
@@ -15,6 +15,8 @@ pub(super) struct Partial {
     /// Undecoded bytes: the beginning of a request, a frame header or a control frame, or what came during a
     /// pause.
     carry: Vec<u8>,
+    /// How much at the beginning of `carry` is done with.
+    carry_start: usize,
     /// Room for a frame header, then the payload of the message in progress.
     assembly: Vec<u8>,
 }
@@ -33,32 +35,46 @@ impl Endpoint {
         let Some(partial) = self.partial.as_mut().filter(|partial| !partial.carry.is_empty()) else {
             return Ok(HEADROOM_BYTES);
         };
-        let carried = partial.carry.len();
-        if carried <= HEADROOM_BYTES {
-            let start = HEADROOM_BYTES - carried;
-            input[start..HEADROOM_BYTES].copy_from_slice(&partial.carry);
+        let carried = &partial.carry[partial.carry_start..];
+        if carried.len() <= HEADROOM_BYTES {
+            let start = HEADROOM_BYTES - carried.len();
+            input[start..HEADROOM_BYTES].copy_from_slice(carried);
             partial.carry.clear();
+            partial.carry_start = 0;
             self.free_partial();
             return Ok(start);
         }
-        let mut joined = std::mem::take(&mut partial.carry);
+        let (mut joined, start) = self.take_kept();
+        joined.drain(..start);
         joined.extend_from_slice(&input[HEADROOM_BYTES..]);
-        self.free_partial();
         Err(joined)
     }
 
-    /// Keeps `rest` for the next input.
+    /// Keeps `rest` for the next input, unless no more is processed.
     pub fn keep(&mut self, rest: &[u8]) {
-        if !rest.is_empty() {
+        if !rest.is_empty() && self.phase <= Phase::Closing {
             self.partial.get_or_insert_default().carry.extend_from_slice(rest);
         }
     }
 
-    /// What was kept, to go on after a pause without new bytes.
+    /// The same for what was [taken](Self::take_kept) and is done with only up to `start`: it is not copied,
+    /// so that a pause behind each message costs as little at the beginning of many as at their end.
+    pub fn keep_rest(&mut self, kept: Vec<u8>, start: usize) {
+        if start < kept.len() && self.phase <= Phase::Closing {
+            let partial = self.partial.get_or_insert_default();
+            debug_assert!(partial.carry.is_empty(), "it was taken");
+            (partial.carry, partial.carry_start) = (kept, start);
+        }
+    }
+
+    /// What was kept, to go on after a pause without new bytes, and where it begins.
     #[must_use]
-    pub fn take_kept(&mut self) -> Vec<u8> {
-        let kept =
-            self.partial.as_mut().map(|partial| std::mem::take(&mut partial.carry)).unwrap_or_default();
+    pub fn take_kept(&mut self) -> (Vec<u8>, usize) {
+        let kept = self
+            .partial
+            .as_mut()
+            .map(|partial| (std::mem::take(&mut partial.carry), std::mem::take(&mut partial.carry_start)))
+            .unwrap_or_default();
         self.free_partial();
         kept
     }
