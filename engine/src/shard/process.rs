@@ -176,10 +176,8 @@ impl<H: Handler> Shard<H> {
     }
 
     pub(super) fn decide(&mut self, id: ConnectionId, upgrade: Upgrade<H::Session>) {
-        let Some(slot) = find(&mut self.slots, id) else { return };
-        if slot.endpoint.phase() > Phase::Deciding {
-            return;
-        }
+        let undecided = find(&mut self.slots, id).filter(|slot| slot.endpoint.phase() <= Phase::Deciding);
+        let Some(slot) = undecided else { return self.discard(upgrade) };
         match upgrade.0 {
             Decision::Reject(response) => self.refuse(id, &response),
             Decision::Defer(decision) => {
@@ -289,10 +287,15 @@ impl<H: Handler> Shard<H> {
             self.unsubscribe_all(id);
             if let Some(slot) = find(&mut self.slots, id) {
                 let session = slot.session.take();
-                if catch_unwind(AssertUnwindSafe(|| drop(session))).is_err() {
-                    self.context.counters.handler_panics.add(1);
-                }
+                self.discard(session);
             }
+        }
+    }
+
+    /// Drops what the user made, and so may panic.
+    fn discard<T>(&mut self, made: T) {
+        if catch_unwind(AssertUnwindSafe(|| drop(made))).is_err() {
+            self.context.counters.handler_panics.add(1);
         }
     }
 }

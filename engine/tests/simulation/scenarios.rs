@@ -129,3 +129,39 @@ fn large_messages_in_one_receive_are_echoed_in_their_order() {
         assert_eq!(echoed, server_frames(&payloads), "cut at {cut}");
     }
 }
+
+/// A session that does not want to go.
+struct Stubborn;
+
+impl Drop for Stubborn {
+    fn drop(&mut self) {
+        panic!("in the drop of a session");
+    }
+}
+
+struct Stubbornly;
+
+impl Handler for Stubbornly {
+    type Session = Stubborn;
+
+    fn on_upgrade(&mut self, _: &UpgradeRequest<'_>) -> Upgrade<Stubborn> {
+        Upgrade::defer(std::future::pending())
+    }
+
+    fn on_message(&mut self, _: &mut Connection<'_, Stubborn>, _: Message<'_>) {}
+}
+
+#[test]
+fn a_panic_in_the_drop_of_a_session_that_comes_too_late_is_counted() {
+    let now = Timestamp::from_millis(1000);
+    let settings = Plan::new(&Random::new(0)).settings;
+    let counters = Arc::new(Counters::default());
+    let mut shard = Shard::new(0, Stubbornly, settings, 1, Arc::clone(&counters), 1, now);
+    let id = shard.handle_accepted(([10, 0, 0, 1], 1).into(), now).expect("below the limit");
+    shard.handle_end_of_stream(id);
+    shard.handle_upgrade(id, Upgrade::accept(Stubborn), now);
+    assert_eq!(counters.snapshot().handler_panics, 1, "the connection is ending");
+    shard.handle_closed(id);
+    shard.handle_upgrade(id, Upgrade::accept(Stubborn), now);
+    assert_eq!(counters.snapshot().handler_panics, 2, "the connection is gone");
+}
