@@ -127,7 +127,8 @@ impl<S> Slot<S> {
 const _: () = assert!(size_of::<Slot<()>>() <= 320, "what every connection carries");
 
 impl<H: Handler> Shard<H> {
-    /// A shard without connections. `seed` feeds the jitter of lifetimes.
+    /// A shard without connections. `seed` feeds the jitter of lifetimes, and its upper half is where the
+    /// generations of ids begin: the shards of two engines do not name their connections alike.
     #[must_use]
     pub fn new(
         shard: u16,
@@ -162,7 +163,7 @@ impl<H: Handler> Shard<H> {
             pending: VecDeque::new(),
             due: Vec::new(),
             connections_max,
-            generation: 0,
+            generation: (seed >> 32) as u32,
         }
     }
 

@@ -5,17 +5,18 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
+        mpsc,
     },
     thread,
     time::Duration,
 };
 
-use ringwire::{CloseCode, ConfigError, Cores, Driver, Engine, Error, OutboxFull};
+use ringwire::{CloseCode, ConfigError, Cores, Driver, Engine, Error, Gone, OutboxFull, SendStatus};
 
 use crate::{
     client::eventually,
     script::Script,
-    server::{Server, config, ended_within},
+    server::{Server, collect, config, ended_within},
 };
 
 on_both_drivers!(
@@ -27,6 +28,7 @@ on_both_drivers!(
     an_engine_starts_where_another_has_stopped,
     engines_started_at_once_all_take_buffers_back,
     every_shard_has_its_own_handler,
+    an_id_of_another_engine_reaches_nobody,
 );
 
 fn start(config: ringwire::Config) -> Result<Engine, Error> {
@@ -150,4 +152,26 @@ fn every_shard_has_its_own_handler(driver: Driver) {
     let mut clients: Vec<_> =
         (0..50).map(|_| crate::client::Client::connect(engine.local_address())).collect();
     clients.iter_mut().for_each(|client| client.echo("anywhere"));
+}
+
+fn an_id_of_another_engine_reaches_nobody(driver: Driver) {
+    let (tell, told) = mpsc::channel();
+    let [(one, mut client), (other, mut stranger)] = [(); 2].map(|()| {
+        let tell = tell.clone();
+        let server = Server::start(config(driver), move |_| {
+            let tell = tell.clone();
+            Script::echo().on_open(move |connection| tell.send(connection.id()).expect("the test listens"))
+        });
+        let client = server.connect();
+        (server, client)
+    });
+    let ids = collect(&told, 2);
+    assert_eq!(ids[0].shard(), ids[1].shard());
+    let sent = |server: &Server, id| server.handle.send(id, "mine").expect("room").wait();
+    assert_eq!([sent(&one, ids[1]), sent(&other, ids[0])], [Ok(Err(Gone)), Ok(Err(Gone))]);
+    assert_eq!([sent(&one, ids[0]), sent(&other, ids[1])], [Ok(Ok(SendStatus::Sent)); 2]);
+    for client in [&mut client, &mut stranger] {
+        assert_eq!(client.receive_text(), "mine");
+        assert_eq!(client.receive_within(Duration::from_millis(50)), None);
+    }
 }
