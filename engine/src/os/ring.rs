@@ -4,7 +4,7 @@
 use std::{
     collections::HashSet,
     fs, io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     sync::Mutex,
 };
 
@@ -108,7 +108,7 @@ static BUILDING: Mutex<()> = Mutex::new(());
 
 impl RingHandle {
     /// Runs `build`, which makes one ring on this thread, and finds that ring. `None` where /proc is not
-    /// there or another part of the process made a ring at the same time.
+    /// there, another part of the process made a ring at the same time, or the kernel cannot cancel.
     pub(crate) fn capture<R>(build: impl FnOnce() -> R) -> (R, Option<Self>) {
         let _guard = BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let before = ring_descriptors();
@@ -122,15 +122,21 @@ impl RingHandle {
                 // `build` returned, is alive; the descriptor is only borrowed for the time of
                 // duplicating it.
                 let ring = unsafe { BorrowedFd::borrow_raw(descriptor) };
-                ring.try_clone_to_owned().ok().map(Self)
+                ring.try_clone_to_owned().ok().map(Self).filter(Self::can_cancel)
             }
             _ => None,
         };
         (built, handle)
     }
 
-    /// Cancels the operation that is pending on a descriptor; it completes with ECANCELED. Needs Linux 6.0.
-    pub(crate) fn cancel(&self, descriptor: RawFd) -> io::Result<()> {
+    /// Whether the kernel knows how to cancel: it looks for what is pending on the ring itself, and there is
+    /// nothing. Linux before 6.0 does not know the request.
+    fn can_cancel(&self) -> bool {
+        matches!(self.cancel(self.0.as_raw_fd()), Ok(()) | Err(rustix::io::Errno::NOENT))
+    }
+
+    /// Cancels the operation that is pending on a descriptor; it completes with ECANCELED.
+    pub(crate) fn cancel(&self, descriptor: RawFd) -> rustix::io::Result<()> {
         let request = SyncCancel {
             descriptor,
             flags: CANCEL_BY_DESCRIPTOR,
@@ -174,5 +180,12 @@ mod tests {
         }
         let (ring, handle) = RingHandle::capture(|| IoUring::new(8));
         assert!(ring.is_ok() && handle.is_some());
+    }
+
+    #[test]
+    fn a_kernel_that_cannot_cancel_is_noticed() {
+        // It refuses the request, as it does on what is no ring at all.
+        let no_ring = RingHandle(fs::File::open("/dev/null").expect("it is everywhere").into());
+        assert!(!no_ring.can_cancel());
     }
 }
