@@ -99,12 +99,18 @@ pub enum UpgradeError {
     /// The request line and headers are longer than the limit.
     #[error("header block over the size limit")]
     HeaderBlockTooLarge,
+    /// `Sec-WebSocket-Extensions` does not follow its grammar (RFC 6455 section 9.1).
+    #[error("malformed Sec-WebSocket-Extensions")]
+    InvalidExtensions,
     /// There is not exactly one usable `Host` (RFC 6455 section 4.2.1, item 2).
     #[error("missing, repeated or unusable Host header")]
     InvalidHost,
     /// There is not exactly one `Sec-WebSocket-Key` of 16 bytes in base64 (RFC 6455 section 4.2.1, item 5).
     #[error("missing, repeated or malformed Sec-WebSocket-Key")]
     InvalidKey,
+    /// `Sec-WebSocket-Protocol` is not a list of different tokens (RFC 6455 section 4.1, item 10).
+    #[error("malformed or repeated names in Sec-WebSocket-Protocol")]
+    InvalidSubprotocols,
     /// The request's target is not a path with an optional query, or a URI with one (RFC 6455 section 4.2.1,
     /// item 1).
     #[error("request target is no resource name")]
@@ -144,8 +150,10 @@ impl UpgradeError {
         match self {
             Self::BodyAnnounced
             | Self::ConnectionNotUpgrade
+            | Self::InvalidExtensions
             | Self::InvalidHost
             | Self::InvalidKey
+            | Self::InvalidSubprotocols
             | Self::InvalidTarget
             | Self::Malformed => HttpResponse::bad_request(),
             Self::WrongMethod => HttpResponse::new(405).header("Allow", "GET"),

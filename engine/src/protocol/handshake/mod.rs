@@ -5,6 +5,7 @@
 //! and reads no body.
 
 pub mod client;
+mod offers;
 pub mod request;
 pub mod response;
 mod target;

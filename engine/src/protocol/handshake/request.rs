@@ -10,8 +10,9 @@ use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 
+use super::offers::{are_extensions, are_subprotocols, as_token, elements};
 use super::target::{Target, is_host};
-use super::{accept_key, is_token, lists_token};
+use super::{accept_key, lists_token};
 use crate::protocol::error::UpgradeError;
 
 /// The largest number of headers a request may have.
@@ -166,6 +167,14 @@ impl<'a> UpgradeRequest<'a> {
         if request.announces_body() {
             return Err(UpgradeError::BodyAnnounced);
         }
+        // Items 8 and 9. Both lists are optional, and "any violations of the ABNF grammar specified for the
+        // components of the handshake" end it.
+        if !are_subprotocols(request.header_values("sec-websocket-protocol")) {
+            return Err(UpgradeError::InvalidSubprotocols);
+        }
+        if !are_extensions(request.header_values("sec-websocket-extensions")) {
+            return Err(UpgradeError::InvalidExtensions);
+        }
         Ok(Self { request, key, host, peer_address })
     }
 
@@ -184,14 +193,9 @@ impl<'a> UpgradeRequest<'a> {
         self.peer_address
     }
 
-    /// The subprotocols the client offers, in its order of preference; what is not a token is left out.
+    /// The subprotocols the client offers, in its order of preference: tokens, each of them once.
     pub fn subprotocols(&self) -> impl Iterator<Item = &'a str> {
-        self.request
-            .header_values("sec-websocket-protocol")
-            .filter_map(|value| std::str::from_utf8(value).ok())
-            .flat_map(|value| value.split(','))
-            .map(|offer| offer.trim_matches([' ', '\t']))
-            .filter(|offer| is_token(offer))
+        elements(self.request.header_values("sec-websocket-protocol")).filter_map(as_token)
     }
 
     /// The `Sec-WebSocket-Accept` that answers this request.
@@ -363,6 +367,10 @@ mod tests {
             ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZWFiYWFhYWFhYWFhYWFh", InvalidKey, 400),
             ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25j!Q==", InvalidKey, 400),
             ("Origin: ", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nX: ", InvalidKey, 400),
+            ("chat, superchat", "chat, super chat", InvalidSubprotocols, 400),
+            ("chat, superchat", "chat\r\nSec-WebSocket-Protocol: chat", InvalidSubprotocols, 400),
+            ("chat, superchat", "", InvalidSubprotocols, 400),
+            ("Origin: ", "Sec-WebSocket-Extensions: x-frame; =1\r\nX: ", InvalidExtensions, 400),
             ("Origin: http://example.com", "Content-Length: 5", BodyAnnounced, 400),
             ("Origin: http://example.com", "Content-Length: 0\r\nContent-Length: 9", BodyAnnounced, 400),
             ("Origin: http://example.com", "Transfer-Encoding: chunked", BodyAnnounced, 400),
@@ -423,15 +431,14 @@ mod tests {
     }
 
     #[test]
-    fn offered_subprotocols_come_from_all_lines_and_only_if_tokens() {
+    fn offered_subprotocols_come_from_all_lines() {
         let text = GOOD.replace(
             "Sec-WebSocket-Protocol: chat, superchat",
-            "sec-websocket-protocol: a ,,b/c,\td\r\nSec-WebSocket-Protocol: e f, g\r\n\
-             Sec-WebSocket-Protocol:",
+            "sec-websocket-protocol: a ,,c,\td\r\nSec-WebSocket-Protocol: g\r\nSec-WebSocket-Protocol:",
         );
         let request = parsed(&text);
         let upgrade = UpgradeRequest::check(&request, peer()).unwrap();
-        assert_eq!(upgrade.subprotocols().collect::<Vec<_>>(), ["a", "d", "g"]);
+        assert_eq!(upgrade.subprotocols().collect::<Vec<_>>(), ["a", "c", "d", "g"]);
     }
 
     #[test]
