@@ -57,12 +57,16 @@ impl Endpoint {
         }
     }
 
-    /// The same for what was [taken](Self::take_kept) and is done with only up to `start`: it is not copied,
-    /// so that a pause behind each message costs as little at the beginning of many as at their end.
+    /// The same for bytes in a buffer of their own that are done with up to `start`. What is still to come of
+    /// it is copied only if it is at most half the buffer: so a pause behind each of many messages costs no
+    /// more than two copies of them all, and no rest keeps much more memory than it has bytes.
     pub fn keep_rest(&mut self, kept: Vec<u8>, start: usize) {
-        if start < kept.len() && self.phase <= Phase::Closing {
+        let rest = &kept[start..];
+        if rest.len() <= kept.capacity() / 2 {
+            self.keep(rest);
+        } else if self.phase <= Phase::Closing {
             let partial = self.partial.get_or_insert_default();
-            debug_assert!(partial.carry.is_empty(), "it was taken");
+            debug_assert!(partial.carry.is_empty(), "everything kept was taken");
             (partial.carry, partial.carry_start) = (kept, start);
         }
     }

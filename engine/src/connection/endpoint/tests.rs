@@ -513,21 +513,43 @@ fn closing_ends_a_pause_and_finds_the_close_frame_behind_it() {
 #[test]
 fn what_was_left_over_stands_in_front_of_what_comes_whatever_its_length() {
     for carried in [1, HEADROOM_BYTES - 1, HEADROOM_BYTES, HEADROOM_BYTES + 1, 5000] {
-        let mut fixture = Fixture::accepted(SETTINGS);
         let left_over: Vec<u8> = (0..carried).map(|index| index as u8).collect();
-        fixture.endpoint.keep(&left_over);
-        let mut input = vec![0xEE; HEADROOM_BYTES];
-        input.extend_from_slice(b"behind");
-        let whole = match fixture.endpoint.handle_received(&mut input, fixture.now) {
-            Ok(start) => {
-                assert!(carried <= HEADROOM_BYTES);
-                input[start..].to_vec()
+        // Kept out of a receive buffer, or in a buffer of its own, behind little or much that is done with.
+        for done_with in [None, Some(0), Some(1), Some(carried - 1), Some(carried), Some(3 * carried)] {
+            let mut fixture = Fixture::accepted(SETTINGS);
+            match done_with {
+                None => fixture.endpoint.keep(&left_over),
+                Some(start) => {
+                    let kept = [&vec![0xDD; start][..], &left_over].concat();
+                    fixture.endpoint.keep_rest(kept, start);
+                    let (kept, start) = fixture.endpoint.take_kept();
+                    assert!(kept.capacity() <= 2 * carried + 8, "memory for no more than what is to come");
+                    fixture.endpoint.keep_rest(kept, start);
+                }
             }
-            Err(joined) => joined,
-        };
-        assert_eq!(whole, [&left_over[..], b"behind"].concat());
-        assert!(fixture.endpoint.take_kept().0.is_empty());
+            let mut input = vec![0xEE; HEADROOM_BYTES];
+            input.extend_from_slice(b"behind");
+            let whole = match fixture.endpoint.handle_received(&mut input, fixture.now) {
+                Ok(start) => {
+                    assert!(carried <= HEADROOM_BYTES);
+                    input[start..].to_vec()
+                }
+                Err(joined) => joined,
+            };
+            assert_eq!(whole, [&left_over[..], b"behind"].concat(), "{done_with:?}");
+            assert!(fixture.endpoint.take_kept().0.is_empty());
+        }
     }
+}
+
+#[test]
+fn a_rest_of_nothing_is_not_kept() {
+    let mut fixture = Fixture::open();
+    fixture.endpoint.keep_rest(vec![1; 100], 100);
+    assert!(fixture.endpoint.partial.is_none());
+    fixture.endpoint.handle_end_of_stream();
+    fixture.endpoint.keep_rest(vec![1; 100], 1);
+    assert!(fixture.endpoint.partial.is_none(), "nobody will read it");
 }
 
 #[test]
