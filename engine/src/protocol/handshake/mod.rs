@@ -33,11 +33,18 @@ pub fn accept_key(key: &str) -> [u8; 28] {
     accept
 }
 
-/// Whether one of the header lines `values`, each a comma-separated list, names `token` in any case.
-fn lists_token<'a>(mut values: impl Iterator<Item = &'a [u8]>, token: &str) -> bool {
-    values.any(|value| {
-        value.split(|&byte| byte == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
-    })
+/// The elements of a list in one header line or several. Empty ones are passed over (RFC 9110 section
+/// 5.6.1.2).
+fn elements<'a>(lines: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item = &'a [u8]> {
+    lines
+        .flat_map(|line| line.split(|&byte| byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|element| !element.is_empty())
+}
+
+/// Whether a list names `token` in any case.
+fn lists_token<'a>(lines: impl Iterator<Item = &'a [u8]>, token: &str) -> bool {
+    elements(lines).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
 }
 
 /// Whether `text` is a token of RFC 9110 section 5.6.2: what header names and subprotocols are made of.

@@ -3,44 +3,37 @@
 //! Invariant: nothing is kept of a list but slices of the header it came in. It does not know which offers
 //! are taken.
 
-use super::is_token;
-
-/// The elements of comma-separated header lines. Empty ones are passed over (RFC 9110 section 5.6.1.2).
-pub(super) fn elements<'a>(lines: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item = &'a [u8]> {
-    lines
-        .flat_map(|line| line.split(|&byte| byte == b','))
-        .map(<[u8]>::trim_ascii)
-        .filter(|element| !element.is_empty())
-}
+use super::{elements, is_token};
 
 /// `element` as a token, if it is one.
 pub(super) fn as_token(element: &[u8]) -> Option<&str> {
     std::str::from_utf8(element).ok().filter(|text| is_token(text))
 }
 
-/// Whether the values of `Sec-WebSocket-Protocol`, if there are any, are a list of one token or more, none of
-/// them twice (RFC 6455 section 4.1, item 10).
+/// Whether the values of `Sec-WebSocket-Protocol` are a list of tokens, none of them twice (RFC 6455 section
+/// 4.1, item 10). The header may be missing.
 pub(super) fn are_subprotocols<'a>(lines: impl Iterator<Item = &'a [u8]>) -> bool {
-    let mut lines = lines.peekable();
-    if lines.peek().is_none() {
-        return true;
-    }
-    let Some(mut names) = elements(lines).map(as_token).collect::<Option<Vec<_>>>() else { return false };
+    let Some(list) = optional_list(lines) else { return false };
+    let Some(mut names) = list.into_iter().map(as_token).collect::<Option<Vec<_>>>() else { return false };
     // Sorted, so that a long list costs no more than its length's worth.
     names.sort_unstable();
-    !names.is_empty() && names.is_sorted_by(|one, next| one < next)
+    names.is_sorted_by(|one, next| one < next)
 }
 
-/// Whether the values of `Sec-WebSocket-Extensions`, if there are any, follow the grammar of RFC 6455 section
-/// 9.1. A parameter's value "after quoted-string unescaping MUST conform to the 'token' ABNF", so separators
-/// cannot hide in quotes.
+/// Whether the values of `Sec-WebSocket-Extensions` follow the grammar of RFC 6455 section 9.1. A parameter's
+/// value "after quoted-string unescaping MUST conform to the 'token' ABNF", so separators cannot hide in
+/// quotes. The header may be missing.
 pub(super) fn are_extensions<'a>(lines: impl Iterator<Item = &'a [u8]>) -> bool {
+    optional_list(lines).is_some_and(|list| list.into_iter().all(is_extension))
+}
+
+/// The elements of a header that may be missing, but if it is there, must have some (`1#element` in the
+/// grammars): `None` where it has none.
+fn optional_list<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Option<Vec<&'a [u8]>> {
     let mut lines = lines.peekable();
-    if lines.peek().is_none() {
-        return true;
-    }
-    let mut extensions = elements(lines).peekable();
-    extensions.peek().is_some() && extensions.all(is_extension)
+    let is_missing = lines.peek().is_none();
+    let list: Vec<_> = elements(lines).collect();
+    (is_missing || !list.is_empty()).then_some(list)
 }
 
 fn is_extension(element: &[u8]) -> bool {

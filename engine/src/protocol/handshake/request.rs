@@ -10,9 +10,9 @@ use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 
-use super::offers::{are_extensions, are_subprotocols, as_token, elements};
+use super::offers::{are_extensions, are_subprotocols, as_token};
 use super::target::{Target, is_host};
-use super::{accept_key, lists_token};
+use super::{accept_key, elements, lists_token};
 use crate::protocol::error::UpgradeError;
 
 /// The largest number of headers a request may have.
