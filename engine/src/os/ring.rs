@@ -108,7 +108,7 @@ static BUILDING: Mutex<()> = Mutex::new(());
 
 impl RingHandle {
     /// Runs `build`, which makes one ring on this thread, and finds that ring. `None` where /proc is not
-    /// there, another part of the process made a ring at the same time, or the kernel cannot cancel.
+    /// there or another part of the process made a ring at the same time.
     pub(crate) fn capture<R>(build: impl FnOnce() -> R) -> (R, Option<Self>) {
         let _guard = BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let before = ring_descriptors();
@@ -122,7 +122,7 @@ impl RingHandle {
                 // `build` returned, is alive; the descriptor is only borrowed for the time of
                 // duplicating it.
                 let ring = unsafe { BorrowedFd::borrow_raw(descriptor) };
-                ring.try_clone_to_owned().ok().map(Self).filter(Self::can_cancel)
+                ring.try_clone_to_owned().ok().map(Self)
             }
             _ => None,
         };
@@ -131,7 +131,7 @@ impl RingHandle {
 
     /// Whether the kernel knows how to cancel: it looks for what is pending on the ring itself, and there is
     /// nothing. Linux before 6.0 does not know the request.
-    fn can_cancel(&self) -> bool {
+    pub(crate) fn can_cancel(&self) -> bool {
         matches!(self.cancel(self.0.as_raw_fd()), Ok(()) | Err(rustix::io::Errno::NOENT))
     }
 

@@ -50,7 +50,7 @@ impl Backend {
     }
 }
 
-/// A runtime, and the ring it works on when there is one that can be reached.
+/// A runtime, and the ring it works on when there is one that can be reached and cancels what is pending.
 pub(crate) struct Runtime {
     runtime: Fusion,
     ring: Option<RingHandle>,
@@ -74,6 +74,7 @@ pub(crate) fn build(backend: &Backend) -> io::Result<Runtime> {
                 .uring_builder(flags.builder())
                 .enable_timer();
             let (runtime, ring) = RingHandle::capture(|| builder.build());
+            let ring = ring.filter(RingHandle::can_cancel);
             Ok(Runtime { runtime: Fusion::IoUring(Box::new(runtime?)), ring })
         }
     }
