@@ -4,7 +4,7 @@ use std::fmt;
 
 /// Names one connection of an engine for as long as the process runs: a slot that is used again gets a new
 /// generation, so a stale id is recognised and never reaches a stranger. Where generations begin is drawn at
-/// random, so that an id of another engine in the process is recognised too.
+/// random, so that an id of another engine in the process is almost certainly recognised too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId {
     index: u32,

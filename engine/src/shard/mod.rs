@@ -128,7 +128,7 @@ const _: () = assert!(size_of::<Slot<()>>() <= 320, "what every connection carri
 
 impl<H: Handler> Shard<H> {
     /// A shard without connections. `seed` feeds the jitter of lifetimes, and its upper half is where the
-    /// generations of ids begin: the shards of two engines do not name their connections alike.
+    /// generations of ids begin: drawn at random, it keeps the ids of two engines apart.
     #[must_use]
     pub fn new(
         shard: u16,

@@ -61,6 +61,7 @@ impl<H: Handler> Shard<H> {
         }
     }
 
+    /// Queues what a relay has not sent. The caller settles.
     pub(super) fn take_back_relayed(&mut self, id: ConnectionId, sent: usize, rest: Vec<u8>) {
         let Some(mut visit) = self.visit(id) else { return };
         visit.handle_relayed(sent, SendBuffer::owned(rest, 0));
