@@ -127,12 +127,15 @@ counters! {
     topics_current,
     /// Messages dropped because the outbox was full and the policy drops the oldest.
     dropped_oldest,
-    /// Messages dropped because the outbox was full and the policy drops the newest.
+    /// Messages dropped because the outbox was full, and the policy drops the newest, or the oldest could not
+    /// make room.
     dropped_newest,
     /// Messages dropped because the outbox was full and the policy closes.
     dropped_by_close,
     /// Messages dropped because the connection was closing already.
     dropped_closing,
+    /// Messages that were queued, and had not begun to leave, when the connection was lost or cut off.
+    dropped_unsent,
     /// Connections closed because the outbox was full.
     closed_outbox_full,
     /// Upgrades that took too long.

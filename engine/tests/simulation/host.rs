@@ -371,7 +371,10 @@ impl Host {
         self.shared.model.borrow().narrate(|| format!("client {peer}: the socket is closed"));
         self.shared.model.borrow_mut().records[peer].flushed |= !unsent;
         links[peer].close_server(unsent);
+        let before = self.shard.counters().snapshot().dropped_unsent;
         self.shard.handle_closed(id);
+        let in_vain = !unsent && self.shard.counters().snapshot().dropped_unsent != before;
+        self.shared.model.borrow_mut().check(peer, !in_vain, "what has left is not dropped");
         if self.shared.random.chance(50) {
             self.deferred.retain(|(deferred, _)| *deferred != id);
         }

@@ -117,6 +117,22 @@ fn a_payload_that_a_pause_cut_from_its_header_is_echoed() {
 }
 
 #[test]
+fn what_was_queued_when_the_connection_was_lost_is_counted() {
+    let mut story = Story::begin();
+    let mut receive = |messages: usize| {
+        let mut input = vec![0; HEADROOM_BYTES];
+        input.extend((0..messages).flat_map(|_| client_frame(b"echo")));
+        assert_eq!(story.shard.handle_received(story.id, &mut input, story.now), None);
+        story.shard.poll_output(story.id)
+    };
+    assert!(matches!(receive(3), Output::Send(_)), "these are on their way");
+    assert!(matches!(receive(2), Output::Idle), "these wait");
+    story.shard.handle_transport_error(story.id, "reset");
+    story.shard.handle_closed(story.id);
+    assert_eq!(story.shard.counters().snapshot().dropped_unsent, 2);
+}
+
+#[test]
 fn large_messages_in_one_receive_are_echoed_in_their_order() {
     let payloads: [&[u8]; 4] = [&[1; 5000], &[2; 6000], &[3; 10], &[4; 5000]];
     let stream = payloads.map(client_frame).concat();

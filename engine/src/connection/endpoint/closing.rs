@@ -76,6 +76,11 @@ impl Endpoint {
         self.phase = Phase::Closed;
     }
 
+    /// Drops the messages that have not begun to leave: nobody will send them.
+    pub fn drop_unsent(&mut self) -> Dropped {
+        self.outbox.drop_unsent()
+    }
+
     /// The peer ended its side of the stream.
     pub fn handle_end_of_stream(&mut self) {
         self.peer_ended = true;
