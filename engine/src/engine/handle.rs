@@ -113,7 +113,8 @@ impl EngineHandle {
         }
     }
 
-    /// Publishes a message to all subscribers of a topic. Never blocks.
+    /// Publishes a message to all subscribers of a topic. Waits for nobody: the topic is looked up under a
+    /// lock that is held for that long only, and a [`Topic`] does without.
     ///
     /// Publications of one thread to one topic arrive in their order; between threads there is none.
     ///
