@@ -6,8 +6,8 @@
 use std::sync::mpsc;
 
 use ringwire::{
-    Config, Conflation, Connection, ConnectionId, Cores, Driver, Handler, Message, OutboxFull, TopicRules,
-    TopicSettings, Upgrade, UpgradeRequest,
+    CloseCode, Config, Conflation, Connection, ConnectionId, Cores, Driver, Handler, Message, OutboxFull,
+    TopicRules, TopicSettings, Upgrade, UpgradeRequest,
 };
 
 use crate::{
@@ -93,6 +93,7 @@ pub(crate) fn config(driver: Driver) -> Config {
         match name.split('/').next() {
             Some("newest") => settings.full = Some(OutboxFull::DropNewest),
             Some("oldest") => settings.full = Some(OutboxFull::DropOldest),
+            Some("close") => settings.full = Some(OutboxFull::Close(CloseCode::TRY_AGAIN_LATER)),
             Some("latest") => {
                 settings.full = Some(OutboxFull::DropNewest);
                 settings.conflation = Conflation::Latest;

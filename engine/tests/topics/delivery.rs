@@ -9,6 +9,7 @@ use crate::{
 
 on_both_drivers!(
     every_subscriber_hears_and_the_publisher_does_not,
+    envelopes_and_wakes_are_counted,
     bursts_in_one_write_arrive_in_order,
     a_burst_to_all_reaches_the_publisher_once,
     large_and_small_publications_keep_their_order,
@@ -44,6 +45,28 @@ fn every_subscriber_hears_and_the_publisher_does_not(driver: Driver) {
     let counters = topics.server.counters();
     assert_eq!((counters.publications, counters.deliveries), (2 * 201, 2 * (200 * 5 + 6)));
     assert_eq!(counters.envelopes_refused, 0);
+}
+
+fn envelopes_and_wakes_are_counted(driver: Driver) {
+    let topics = Topics::start(config(driver));
+    let mut publisher = topics.connect_on(0);
+    let mut subscriber = topics.connect_on(1);
+    subscribe(&mut subscriber, "news");
+    let one_by_one = 10;
+    for number in 0..one_by_one {
+        publisher.send_text(&format!("pub news {number}"));
+        expect(&mut subscriber, [number.to_string()]);
+    }
+    let counters = topics.server.counters();
+    assert_eq!((counters.envelopes_sent, counters.envelopes_received), (one_by_one, one_by_one));
+    assert_eq!(counters.wakes + counters.wakes_elided, one_by_one, "one batch each");
+    assert!(counters.wakes >= 1, "nobody else wakes the other shard");
+    // What comes in one turn goes in one envelope.
+    let frames = burst(&mut publisher, "pub", 0);
+    publisher.write(&frames);
+    expect(&mut subscriber, (0..16).map(|number| number.to_string()));
+    let sent = topics.server.counters().envelopes_sent - one_by_one;
+    assert!((1..16).contains(&sent), "{sent} envelopes for 16 publications");
 }
 
 fn burst(client: &mut Client, command: &str, round: usize) -> Vec<u8> {

@@ -1,6 +1,6 @@
 //! Subscribers that do not read, under each policy.
 
-use ringwire::{Config, Driver, OutboxFull, protocol::frame::frame_bytes};
+use ringwire::{Config, Driver, OutboxFull, Topic, protocol::frame::frame_bytes};
 
 use crate::{
     client::{Client, Received},
@@ -11,7 +11,10 @@ on_both_drivers!(
     the_newest_are_dropped,
     the_oldest_are_dropped,
     the_connection_is_closed,
+    a_topic_closes_whom_the_others_would_keep,
     the_latest_of_each_key_arrives,
+    the_latest_of_each_key_arrives_from_a_foreign_thread,
+    the_latest_of_a_topic_without_keys_arrives,
 );
 
 const OUTBOX_BYTES: usize = 100_000;
@@ -133,11 +136,44 @@ fn the_connection_is_closed(driver: Driver) {
     assert_eq!(number(&reader.receive_text()), count);
 }
 
-fn the_latest_of_each_key_arrives(driver: Driver) {
-    const KEYS: usize = 4;
+fn a_topic_closes_whom_the_others_would_keep(driver: Driver) {
     let mut config = tight(driver);
     config.outbox_full = OutboxFull::DropNewest;
     let topics = Topics::start(config);
+    let handle = &topics.server.handle;
+    let mut slow = topics.connect_narrow_on(1);
+    subscribe(&mut slow, "news");
+    subscribe(&mut slow, "close/news");
+    flood(&topics, &mut slow, "news", 1, |_| {});
+    assert_eq!(topics.server.counters().closed_outbox_full, 0);
+    handle.publish("close/news", &payload(0)).expect("room");
+    while let Received::Text(_) = slow.receive() {}
+    topics.server.eventually("the close", |counters| counters.closed_outbox_full == 1);
+    topics.wait_for_subscribers("close/news", 0);
+    assert!(topics.server.counters().dropped_by_close >= 1);
+}
+
+fn the_latest_of_each_key_arrives(driver: Driver) {
+    latest_arrives(driver, 4, |_, publisher, key, text| {
+        publisher.send_text(&format!("key latest/prices {key} {text}"));
+    });
+}
+
+fn the_latest_of_each_key_arrives_from_a_foreign_thread(driver: Driver) {
+    latest_arrives(driver, 4, |topic, _, key, text| {
+        topic.publish_keyed(key as u64, text).expect("room");
+    });
+}
+
+fn the_latest_of_a_topic_without_keys_arrives(driver: Driver) {
+    latest_arrives(driver, 1, |topic, _, _, text| topic.publish(text).expect("room"));
+}
+
+fn latest_arrives(driver: Driver, keys: usize, publish: impl Fn(&Topic, &mut Client, usize, &str)) {
+    let mut config = tight(driver);
+    config.outbox_full = OutboxFull::DropNewest;
+    let topics = Topics::start(config);
+    let topic = topics.server.handle.topic("latest/prices");
     let mut publisher = topics.connect_on(0);
     let mut slow = topics.connect_narrow_on(1);
     let mut reader = topics.connect_on(1);
@@ -146,27 +182,27 @@ fn the_latest_of_each_key_arrives(driver: Driver) {
     let mut count = 0;
     while topics.server.counters().conflated < 100 {
         assert!(count < COUNT_MAX, "nothing was conflated");
-        for _ in 0..KEYS {
-            publisher.send_text(&format!("key latest/prices {} {}", count % KEYS, payload(count)));
+        for _ in 0..keys {
+            publish(&topic, &mut publisher, count % keys, &payload(count));
             assert_eq!(number(&reader.receive_text()), count);
             count += 1;
         }
         // The mark, the keys above it, and the message that passed it.
-        let bound = OUTBOX_BYTES / 2 + (KEYS + 1) * frame_bytes(BYTES);
+        let bound = OUTBOX_BYTES / 2 + (keys + 1) * frame_bytes(BYTES);
         let state = topics.state(&mut slow);
         assert!(state.outbox_bytes <= bound, "{state:?}");
         // The handler sees what its peer has missed.
         assert_eq!(state.dropped, topics.server.counters().conflated);
     }
     let conflated = topics.server.counters().conflated as usize;
-    let mut last = [None; KEYS];
+    let mut last = vec![None; keys];
     for _ in 0..count - conflated {
         let number = number(&slow.receive_text());
-        let key = number % KEYS;
+        let key = number % keys;
         assert!(last[key] < Some(number), "{number} after {last:?}");
         last[key] = Some(number);
     }
-    assert!(last.iter().copied().flatten().eq((0..KEYS).map(|key| count - KEYS + key)), "{last:?}");
-    topics.server.handle.publish("latest/prices", "end").expect("room");
+    assert!(last.iter().copied().flatten().eq((0..keys).map(|key| count - keys + key)), "{last:?}");
+    topic.publish("end").expect("room");
     assert_eq!(slow.receive_text(), "end");
 }
