@@ -9,14 +9,17 @@
 const CORK_BYTES: usize = 2048;
 /// A buffer that has grown beyond this is a large one.
 const CORK_BYTES_MAX: usize = 32 * 1024;
-/// How many idle cork buffers a pool keeps.
+/// How many idle cork buffers a pool keeps at most.
 const IDLE_MAX: usize = 1024;
+/// How many a pool begins with, and does not free when they are not needed: how many sends are in flight at
+/// once varies from second to second, and what one second freed the next one would allocate again.
+const IDLE_MIN: usize = 64;
 /// How much memory idle large buffers keep. Fresh memory costs a page fault for every 4 KiB, which is a fifth
 /// of what it takes to echo a message of 1 MiB.
 const LARGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// Recycles buffers, so that sending a message allocates nothing.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct CorkPool {
     corks: Idle,
     large: Idle,
@@ -30,11 +33,19 @@ struct Idle {
     fewest: usize,
 }
 
+impl Default for CorkPool {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl CorkPool {
-    /// An empty pool.
+    /// A pool with a few cork buffers ready.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        let buffers = (0..IDLE_MIN).map(|_| Vec::with_capacity(CORK_BYTES)).collect();
+        let corks = Idle { buffers, fewest: IDLE_MIN };
+        Self { corks, large: Idle::default(), large_bytes: 0 }
     }
 
     /// An empty buffer with room for at least `bytes`.
@@ -75,10 +86,11 @@ impl CorkPool {
         }
     }
 
-    /// Frees half of the buffers that have been idle since the last call; to be called now and then.
+    /// Frees half of the buffers that have been idle since the last call, but for a few small ones; to be
+    /// called now and then.
     pub fn shrink(&mut self) {
-        self.corks.shrink();
-        self.large.shrink();
+        self.corks.shrink(IDLE_MIN);
+        self.large.shrink(0);
         self.large_bytes = self.large.buffers.iter().map(Vec::capacity).sum();
     }
 
@@ -108,8 +120,10 @@ impl Idle {
         Some(buffer)
     }
 
-    fn shrink(&mut self) {
-        self.buffers.truncate(self.buffers.len() - self.fewest.div_ceil(2));
+    /// Frees half of what was not needed, down to `kept` buffers.
+    fn shrink(&mut self, kept: usize) {
+        let length = self.buffers.len();
+        self.buffers.truncate((length - self.fewest.div_ceil(2)).max(kept.min(length)));
         self.fewest = self.buffers.len();
         if self.buffers.is_empty() {
             self.buffers.shrink_to_fit();
@@ -136,15 +150,24 @@ mod tests {
     #[test]
     fn only_what_was_not_needed_is_freed() {
         let mut pool = CorkPool::new();
-        let buffers: Vec<_> = (0..10).map(|_| pool.take(10)).collect();
-        buffers.into_iter().for_each(|buffer| pool.give(buffer));
+        let take_and_give = |pool: &mut CorkPool, count: usize, bytes: usize| {
+            let buffers: Vec<_> = (0..count).map(|_| pool.take(bytes)).collect();
+            buffers.into_iter().for_each(|buffer| pool.give(buffer));
+        };
+        take_and_give(&mut pool, 200, 10);
         pool.shrink();
-        assert_eq!(pool.corks.buffers.len(), 10, "all of them were out");
-        let buffers: Vec<_> = (0..6).map(|_| pool.take(10)).collect();
-        buffers.into_iter().for_each(|buffer| pool.give(buffer));
-        for left in [8, 4, 2, 1, 0] {
+        assert_eq!(pool.corks.buffers.len(), 200, "all of them were out");
+        take_and_give(&mut pool, 160, 10);
+        for left in [180, 90, IDLE_MIN, IDLE_MIN] {
             pool.shrink();
             assert_eq!(pool.corks.buffers.len(), left);
+        }
+        take_and_give(&mut pool, 10, LARGE_BYTES_MAX / 10);
+        pool.shrink();
+        take_and_give(&mut pool, 6, LARGE_BYTES_MAX / 10);
+        for left in [8, 4, 2, 1, 0] {
+            pool.shrink();
+            assert_eq!(pool.large.buffers.len(), left);
         }
     }
 
