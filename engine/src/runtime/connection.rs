@@ -106,8 +106,8 @@ pub(super) fn serve<H: Handler>(
                 if receiving.is_idle() && task.wants_receive() {
                     if submitted && !completed && matches!(task.reception, Reception::Active(_)) {
                         // Behind the sends of this turn rather than between them: the completion of this one
-                        // comes back here, or, where the peer does not read, the next tick does. Not where it
-                        // has come back already and found more to send: that may go on.
+                        // comes back here, or, where the peer does not read, a tick does. Not where it has
+                        // come back already and found more to send: that may go on.
                         return Poll::Pending;
                     }
                     if received >= TURN_RECEIVES_MAX {

@@ -352,7 +352,7 @@ impl<H: Handler> Worker<H> {
             self.begin_turn();
             self.shard.borrow_mut().handle_tick(now);
             self.carry_out(None);
-            self.wake_stalled();
+            self.wake_stalled(now);
             ticks += 1;
             if ticks.is_multiple_of(QUIET_TICKS) {
                 self.cool_down(now);
@@ -360,11 +360,16 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Wakes the connections that wait for a send before they receive again: this one takes long.
-    fn wake_stalled(&self) {
+    /// Wakes the connections that wait for a send before they receive again, where this one takes long: those
+    /// in the midst of an exchange have received something within the last tick.
+    fn wake_stalled(&self, now: Timestamp) {
         let shard = self.shard.borrow();
         for hot in self.hot.borrow().iter().flatten() {
-            if shard.endpoint(hot.id).is_some_and(|endpoint| endpoint.outbox().is_in_flight()) {
+            let is_stalled = shard.endpoint(hot.id).is_some_and(|endpoint| {
+                endpoint.outbox().is_in_flight()
+                    && now.since(endpoint.last_received()) >= Duration::from_millis(TICK_MILLIS)
+            });
+            if is_stalled {
                 self.wake(hot.id);
             }
         }

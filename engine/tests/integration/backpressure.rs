@@ -37,6 +37,7 @@ on_both_drivers!(
     relayed_messages_are_never_torn,
     unread_pongs_are_bounded_and_the_newest_arrives,
     a_stalled_send_survives_a_quiet_second,
+    a_peer_that_does_not_read_is_heard,
     an_outbox_that_drains_slowly_stays_in_order,
     a_stream_that_never_ends_does_not_starve_the_others,
     a_stream_through_a_topic_does_not_starve_the_others,
@@ -387,6 +388,26 @@ fn a_stalled_send_survives_a_quiet_second(driver: Driver) {
         client.receive_binary();
     }
     assert_eq!(server.counters().connections_closed, 0);
+}
+
+fn a_peer_that_does_not_read_is_heard(driver: Driver) {
+    let (tell, told) = mpsc::channel();
+    let mut config = tight(driver, OutboxFull::DropNewest);
+    // No timer of the connection's own makes the server look at it.
+    config.ping_interval = None;
+    config.handshake_timeout = Duration::from_secs(120);
+    let server = Server::start(config, move |_| sender(&tell));
+    for bytes in [700, 3000, 6000] {
+        let mut client = Client::connect_narrow(server.address, 32 * 1024);
+        let mut waiting = 0;
+        // One answer a message, until one of them waits in the outbox behind one that the socket refuses.
+        while waiting < 2 * bytes {
+            client.send_text(&format!("1 {bytes}"));
+            waiting = collect(&told, 1)[0].outbox_bytes[0];
+        }
+        client.reset();
+        wait_until_empty(&server);
+    }
 }
 
 fn an_outbox_that_drains_slowly_stays_in_order(driver: Driver) {
