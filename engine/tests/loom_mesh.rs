@@ -2,7 +2,7 @@
 //! awake.
 //!
 //! Run with `LOOM_MAX_PREEMPTIONS=3 RUSTFLAGS="--cfg loom" cargo test --release -p ringwire --test
-//! loom_doorbell`.
+//! loom_mesh`.
 
 #![cfg(loom)]
 
