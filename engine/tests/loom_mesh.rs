@@ -1,5 +1,5 @@
-//! Every interleaving of the doorbell's users: no wake is lost, and none is needed while the consumer is
-//! awake.
+//! Every interleaving of the users of the doorbell and of the gate: no wake is lost, none is needed while the
+//! consumer is awake, and nothing is lost when it ends.
 //!
 //! Run with `LOOM_MAX_PREEMPTIONS=3 RUSTFLAGS="--cfg loom" cargo test --release -p ringwire --test
 //! loom_mesh`.
@@ -15,7 +15,7 @@ use loom::{
     },
     thread,
 };
-use ringwire::mesh::{Doorbell, Signal};
+use ringwire::mesh::{Doorbell, Gate, Signal};
 
 /// What an event descriptor does: remembers a signal until somebody waits.
 #[derive(Default)]
@@ -169,5 +169,24 @@ fn a_close_is_heard() {
         };
         ring.consume(1);
         closer.join().unwrap();
+    });
+}
+
+#[test]
+fn what_is_pushed_through_an_open_gate_is_found() {
+    loom::model(|| {
+        // Relaxed: the gate alone makes the last look find it.
+        let shared = Arc::new((AtomicBool::new(false), Gate::new()));
+        let producer = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || {
+                shared.0.store(true, Ordering::Relaxed);
+                !shared.1.is_shut()
+            })
+        };
+        shared.1.shut();
+        let found = shared.0.load(Ordering::Relaxed);
+        let was_open = producer.join().unwrap();
+        assert!(found || !was_open, "pushed through an open gate and never seen");
     });
 }

@@ -7,8 +7,10 @@
 
 mod doorbell;
 mod end;
+mod gate;
 mod inbox;
 
 pub use doorbell::{Doorbell, Signal};
 pub use end::{Full, MeshEnd, mesh};
+pub use gate::Gate;
 pub use inbox::{Inbox, Weight};

@@ -2,15 +2,12 @@
 
 use std::{
     io,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering, fence},
-    },
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use crate::{
-    mesh::{Doorbell, Signal},
+    mesh::{Doorbell, Gate, Signal},
     os::Event,
 };
 
@@ -29,16 +26,12 @@ pub(crate) enum Command {
 pub(crate) struct Mailbox {
     commands: Mutex<Vec<Command>>,
     bell: Doorbell<Event>,
-    closed: AtomicBool,
+    gate: Gate,
 }
 
 impl Mailbox {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self {
-            commands: Mutex::default(),
-            bell: Doorbell::new(Event::new()?),
-            closed: AtomicBool::new(false),
-        })
+        Ok(Self { commands: Mutex::default(), bell: Doorbell::new(Event::new()?), gate: Gate::new() })
     }
 
     pub(super) fn bell(&self) -> &Doorbell<Event> {
@@ -57,15 +50,12 @@ impl Mailbox {
 
     /// Nobody will look into the worker's queues any more.
     pub(crate) fn close(&self) {
-        self.closed.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        self.gate.shut();
     }
 
-    /// Whether what was pushed before this call may never be seen. Either this answers yes, or who closed the
-    /// mailbox finds what was pushed.
+    /// Whether what was pushed before this call may never be seen ([`Gate::is_shut`]).
     pub(crate) fn is_closed(&self) -> bool {
-        fence(Ordering::SeqCst);
-        self.closed.load(Ordering::Relaxed)
+        self.gate.is_shut()
     }
 
     pub(super) fn take(&self) -> Vec<Command> {
