@@ -38,7 +38,9 @@ fn a_thousand_subscribers_stay_within_the_limits() {
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("the hard limit");
     for driver in [Driver::IoUring, Driver::Epoll] {
         run(driver, |driver| {
-            those_who_never_read_take_what_they_may(driver);
+            for full in [OutboxFull::DropNewest, OutboxFull::DropOldest] {
+                those_who_never_read_take_what_they_may(driver, full);
+            }
             memory_stays_where_it_is(driver);
         });
     }
@@ -90,20 +92,28 @@ fn live_bytes() -> usize {
     stats.bytes_allocated - stats.bytes_deallocated
 }
 
+/// What the process has in memory, whatever its allocator makes of it.
+fn resident_bytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the resident set");
+    let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("a number");
+    kib * 1024
+}
+
 fn subscribed(mut client: Client) -> Client {
     assert_eq!(client.receive_text(), "subscribed");
     client
 }
 
 impl Crowd {
-    fn gather(driver: Driver, wanted: usize) -> Self {
+    fn gather(driver: Driver, wanted: usize, full: OutboxFull) -> Self {
         let mut config = Config::new(([127, 0, 0, 1], 0).into());
         config.driver = driver;
         config.cores = Cores::Count(2);
         config.outbox_bytes_max = OUTBOX_BYTES;
         config.outbox_bytes_high = OUTBOX_BYTES / 2;
         config.outbox_bytes_low = OUTBOX_BYTES / 4;
-        config.outbox_full = OutboxFull::DropNewest;
+        config.outbox_full = full;
         // Those who never read would be taken for lost.
         config.ping_interval = None;
         let (tell, told) = mpsc::channel();
@@ -163,14 +173,14 @@ impl Crowd {
     }
 }
 
-fn those_who_never_read_take_what_they_may(driver: Driver) {
-    let mut crowd = Crowd::gather(driver, 990);
+fn those_who_never_read_take_what_they_may(driver: Driver, full: OutboxFull) {
+    let mut crowd = Crowd::gather(driver, 990, full);
     for _ in 0..3 {
         crowd.mingle();
         crowd.publish();
     }
     crowd.wait_for(crowd.readers.len());
-    let before = live_bytes();
+    let before = (live_bytes(), resident_bytes());
     let address = crowd.server.address;
     let mut stalled: Vec<Client> =
         (0..crowd.readers.len() / 99).map(|_| subscribed(Client::connect_narrow(address, 4096))).collect();
@@ -179,11 +189,15 @@ fn those_who_never_read_take_what_they_may(driver: Driver) {
     // buffers that are half empty as well.
     let each = 2 * (OUTBOX_BYTES + 4096) + 2 * messages_max.max(OUTBOX_BYTES / 100) * ENTRY_BYTES;
     let bound = stalled.len() * each + SLACK_BYTES;
-    let mut most = 0;
+    let mut most = (0, 0);
     let mut check = |crowd: &Crowd| {
-        let grown = live_bytes().saturating_sub(before);
-        most = most.max(grown);
-        assert!(grown <= bound, "{grown} bytes more for those who never read, {bound} allowed");
+        let grown = live_bytes().saturating_sub(before.0);
+        let resident = resident_bytes().saturating_sub(before.1);
+        most = (most.0.max(grown), most.1.max(resident));
+        assert!(
+            grown <= bound && resident <= bound,
+            "{grown} bytes more for those who never read, {resident} resident, {bound} allowed"
+        );
         assert_eq!(crowd.server.counters().dropped_by_close, 0);
     };
     // Their sockets are filled by what is for them alone; each has dropped something in the end.
@@ -202,10 +216,17 @@ fn those_who_never_read_take_what_they_may(driver: Driver) {
         crowd.publish();
         check(&crowd);
     }
-    println!("{driver:?}: {fillings} times twenty fillings, {most} bytes more at most, {bound} allowed");
+    println!(
+        "{driver:?}, {full:?}: {fillings} times twenty fillings, {} bytes more at most, {} resident, {bound} \
+         allowed",
+        most.0, most.1
+    );
     let counters = crowd.server.counters();
-    let others = (counters.closed_outbox_full, counters.dropped_oldest, counters.envelopes_refused);
-    assert_eq!(others, (0, 0, 0));
+    assert_eq!((counters.closed_outbox_full, counters.envelopes_refused), (0, 0));
+    match full {
+        OutboxFull::DropOldest => assert!(counters.dropped_oldest > 0),
+        _ => assert_eq!(counters.dropped_oldest, 0),
+    }
     crowd.wait_for(crowd.readers.len() + stalled.len());
     drop(stalled);
     crowd.wait_for(crowd.readers.len());
@@ -215,7 +236,7 @@ fn those_who_never_read_take_what_they_may(driver: Driver) {
 /// The same for longer, with fewer, after it has been everything it will be. `RINGWIRE_SOAK_ROUNDS` makes it
 /// as long as one likes.
 fn memory_stays_where_it_is(driver: Driver) {
-    let mut crowd = Crowd::gather(driver, 40);
+    let mut crowd = Crowd::gather(driver, 40, OutboxFull::DropNewest);
     let rounds = |crowd: &mut Crowd, count: usize| {
         for _ in 0..count {
             crowd.mingle();
@@ -224,14 +245,18 @@ fn memory_stays_where_it_is(driver: Driver) {
         crowd.wait_for(crowd.readers.len());
         let connections = crowd.readers.len() as u64;
         eventually("closed sockets", || crowd.server.counters().connections_current == connections);
-        live_bytes()
+        (live_bytes(), resident_bytes())
     };
     let warm = rounds(&mut crowd, 20);
     let count = std::env::var("RINGWIRE_SOAK_ROUNDS").map_or(60, |count| count.parse().expect("a number"));
     let start = Instant::now();
     let end = rounds(&mut crowd, count);
-    let grown = end.saturating_sub(warm);
+    let (grown, resident) = (end.0.saturating_sub(warm.0), end.1.saturating_sub(warm.1));
     let seconds = start.elapsed().as_secs();
-    println!("{driver:?}: {warm} bytes in use, {grown} more after {count} rounds in {seconds} s");
-    assert!(grown < SLACK_BYTES / 4, "{grown} bytes more after {} connections and topics", 5 * count);
+    println!(
+        "{driver:?}: {} bytes in use, {grown} more after {count} rounds in {seconds} s, {resident} resident",
+        warm.0
+    );
+    let told = format!("{grown} bytes more, {resident} resident, after {} connections and topics", 5 * count);
+    assert!(grown < SLACK_BYTES / 4 && resident < SLACK_BYTES, "{told}");
 }
