@@ -98,8 +98,9 @@ pub(crate) fn run(options: &Mesh) -> Result<Value> {
     results["envelopes_sent"] = json!(envelopes);
     results["wakes"] = json!(wakes);
     results["wakes_elided"] = json!(after.wakes_elided - before.wakes_elided);
-    results["wakes_per_million_deliveries"] =
-        json!(wakes as f64 * 1e6 / (after.deliveries - before.deliveries).max(1) as f64);
+    let per_million = |count: u64| json!(wakes as f64 * 1e6 / count.max(1) as f64);
+    results["wakes_per_million_messages"] = per_million(after.publications - before.publications);
+    results["wakes_per_million_deliveries"] = per_million(after.deliveries - before.deliveries);
     Ok(results)
 }
 

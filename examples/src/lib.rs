@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use clap::{Args, ValueEnum};
-use ringwire::{Config, Cores, Driver, Engine};
+use ringwire::{CloseCode, Config, Cores, Driver, Engine, OutboxFull};
 use tracing_subscriber::EnvFilter;
 
 /// Where and how to serve.
@@ -27,6 +27,9 @@ pub struct ServerArgs {
     /// What may wait to be sent to one peer; the default grows with `--message-bytes-max`
     #[arg(long)]
     pub outbox_bytes_max: Option<usize>,
+    /// What happens to a message for which there is no room
+    #[arg(long, value_enum, default_value_t = OutboxFullArg::Close)]
+    pub outbox_full: OutboxFullArg,
     /// How long a stop waits for the peers, in seconds
     #[arg(long, default_value_t = 10)]
     pub stop_seconds: u64,
@@ -41,6 +44,17 @@ pub enum DriverArg {
     IoUring,
     /// epoll
     Epoll,
+}
+
+/// A policy's name on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum OutboxFullArg {
+    /// The connection is closed with 1013
+    Close,
+    /// The message is dropped
+    DropNewest,
+    /// Older messages are dropped for it
+    DropOldest,
 }
 
 impl ServerArgs {
@@ -61,6 +75,11 @@ impl ServerArgs {
             self.outbox_bytes_max.unwrap_or((4 * self.message_bytes_max).max(1024 * 1024));
         config.outbox_bytes_high = config.outbox_bytes_max / 4;
         config.outbox_bytes_low = config.outbox_bytes_max / 16;
+        config.outbox_full = match self.outbox_full {
+            OutboxFullArg::Close => OutboxFull::Close(CloseCode::TRY_AGAIN_LATER),
+            OutboxFullArg::DropNewest => OutboxFull::DropNewest,
+            OutboxFullArg::DropOldest => OutboxFull::DropOldest,
+        };
         config
     }
 }

@@ -1,10 +1,11 @@
 /* Echo and fan-out on uWebSockets, in the best configuration it has for them.
  *
- * Usage: server PORT echo|fanout
+ * Usage: server PORT echo|fanout|limited
  *
- * echo:   every message goes back to its sender.
- * fanout: every connection subscribes to one topic on open; every message received is published to all
- *         subscribers, its sender included. */
+ * echo:    every message goes back to its sender.
+ * fanout:  every connection subscribes to one topic on open; every message received is published to all
+ *          subscribers, its sender included.
+ * limited: the same with a megabyte for each subscriber; what does not fit is dropped. */
 
 #include "App.h"
 
@@ -19,11 +20,11 @@ struct PerSocketData {};
 /* "all" is the one topic of the fan-out mode. */
 constexpr std::string_view TOPIC = "all";
 
-uWS::App::WebSocketBehavior<PerSocketData> limits() {
+uWS::App::WebSocketBehavior<PerSocketData> limits(bool limited) {
     uWS::App::WebSocketBehavior<PerSocketData> behavior;
     behavior.compression = uWS::DISABLED;
     behavior.maxPayloadLength = 16 * 1024 * 1024;
-    behavior.maxBackpressure = 64 * 1024 * 1024;
+    behavior.maxBackpressure = limited ? 1024 * 1024 : 64 * 1024 * 1024;
     behavior.idleTimeout = 0;
     return behavior;
 }
@@ -32,15 +33,16 @@ uWS::App::WebSocketBehavior<PerSocketData> limits() {
 
 int main(int argc, char **argv) {
     if (argc != 3) {
-        std::cerr << "usage: " << argv[0] << " PORT echo|fanout" << std::endl;
+        std::cerr << "usage: " << argv[0] << " PORT echo|fanout|limited" << std::endl;
         return 2;
     }
     int port = std::atoi(argv[1]);
-    bool fanout = std::strcmp(argv[2], "fanout") == 0;
+    bool limited = std::strcmp(argv[2], "limited") == 0;
+    bool fanout = limited || std::strcmp(argv[2], "fanout") == 0;
     bool listening = false;
 
     uWS::App app;
-    auto behavior = limits();
+    auto behavior = limits(limited);
     if (fanout) {
         behavior.open = [](auto *ws) { ws->subscribe(TOPIC); };
         behavior.message = [&app](auto *, std::string_view message, uWS::OpCode opCode) {
