@@ -38,7 +38,7 @@ pub mod shard;
 #[doc(hidden)]
 pub mod simd;
 
-pub use connection::{CloseReason, Initiator, OutboxFull, SendStatus};
+pub use connection::{CloseReason, DropCounts, Initiator, OutboxFull, SendStatus};
 pub use engine::{
     Answer, Config, ConfigError, Cores, Driver, Engine, EngineHandle, Error, HandleError, PortSharing,
     ShardInfo, Topic,

@@ -69,7 +69,7 @@ impl Handler for Subscribers {
         let Message::Text(topic) = message else { panic!("a topic is a text") };
         if topic == FULL {
             connection.subscribe(FULL).expect("below the limit");
-            return self.0.send(connection.dropped_messages()).expect("the test listens");
+            return self.0.send(connection.drops().total()).expect("the test listens");
         }
         connection.subscribe(topic).expect("below the limit");
         connection.publish(topic, "nobody is there");

@@ -20,6 +20,34 @@ pub struct Dropped {
     pub bytes: usize,
 }
 
+/// How many messages for one connection were dropped while it was open, by reason. A count that has reached
+/// `u32::MAX` stays there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DropCounts {
+    /// The outbox was full and the policy drops the oldest.
+    pub oldest: u32,
+    /// The outbox was full, and the policy drops the newest, or the oldest could not make room.
+    pub newest: u32,
+    /// The outbox was full and the policy closes.
+    pub by_close: u32,
+    /// Newer values took their place.
+    pub conflated: u32,
+}
+
+impl DropCounts {
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        [self.oldest, self.newest, self.by_close, self.conflated].into_iter().map(u64::from).sum()
+    }
+
+    /// Counts `messages` more in `count`.
+    pub(crate) fn add(count: &mut u32, messages: u64) {
+        *count = count.saturating_add(u32::try_from(messages).unwrap_or(u32::MAX));
+    }
+}
+
 /// Drops the oldest data frames until `excess` bytes have gone, or nothing is left that may be dropped.
 pub(super) fn drop_oldest(queue: &mut Queue, excess: usize) -> Dropped {
     let mut dropped = Dropped::default();

@@ -12,7 +12,8 @@ use std::ops::Range;
 
 use self::receiving::Partial;
 use super::{
-    CloseReason, ConflationKey, Dropped, Full, Outbox, SendStatus, Settings, SharedStatus, Timestamp,
+    CloseReason, ConflationKey, DropCounts, Dropped, Full, Outbox, SendStatus, Settings, SharedStatus,
+    Timestamp,
 };
 use crate::{
     buffer::{CorkPool, LocalFrame, SendBuffer},
@@ -93,7 +94,7 @@ pub struct Endpoint {
     partial: Option<Box<Partial>>,
     pub(super) outbox: Outbox,
     ended: Option<Box<CloseReason>>,
-    dropped_messages: u64,
+    drops: DropCounts,
     pub(super) last_received: Timestamp,
     pub(super) last_message: Timestamp,
     /// Of the handshake, the pong or the close handshake, whichever the phase awaits.
@@ -122,7 +123,7 @@ impl Endpoint {
             partial: None,
             outbox: Outbox::default(),
             ended: None,
-            dropped_messages: 0,
+            drops: DropCounts::default(),
             last_received: now,
             last_message: now,
             awaited_until: now.after(settings.timeouts.handshake),
@@ -326,15 +327,15 @@ impl Endpoint {
         resumed
     }
 
-    /// Messages for this connection were dropped.
-    pub fn note_dropped(&mut self, messages: u64) {
-        self.dropped_messages += messages;
-    }
-
     /// How many messages for this connection were dropped.
     #[must_use]
-    pub fn dropped_messages(&self) -> u64 {
-        self.dropped_messages
+    pub fn drops(&self) -> DropCounts {
+        self.drops
+    }
+
+    /// Messages for this connection were dropped, for the reason that `count` chooses.
+    pub fn note_dropped(&mut self, count: fn(&mut DropCounts) -> &mut u32, messages: u64) {
+        DropCounts::add(count(&mut self.drops), messages);
     }
 
     /// The handler does not receive at the moment.

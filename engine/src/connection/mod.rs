@@ -16,7 +16,7 @@ mod time;
 
 pub use close::{CloseReason, Initiator};
 pub use deadlines::Expired;
-pub use drops::Dropped;
+pub use drops::{DropCounts, Dropped};
 pub use endpoint::{Endpoint, Event, Output, Phase, Place};
 pub use outbox::{Full, Outbox, SendStatus, SharedStatus};
 pub use queue::ConflationKey;

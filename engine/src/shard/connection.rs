@@ -10,7 +10,7 @@ use std::{
 
 use super::{ConnectionId, Context, Message, publish::opcode, topics::Subscription};
 use crate::{
-    connection::{Endpoint, Full, OutboxFull, SendStatus},
+    connection::{DropCounts, Endpoint, Full, OutboxFull, SendStatus},
     protocol::{CloseCode, OpCode, frame::frame_bytes},
 };
 
@@ -163,11 +163,11 @@ impl<S> Connection<'_, S> {
         self.endpoint.outbox().bytes()
     }
 
-    /// How many messages for this connection were dropped while it was open; values that newer ones replaced
-    /// ([`Conflation`](crate::Conflation)) are among them.
+    /// How many messages for this connection were dropped while it was open, by reason; values that newer
+    /// ones replaced ([`Conflation`](crate::Conflation)) are among them.
     #[must_use]
-    pub fn dropped_messages(&self) -> u64 {
-        self.endpoint.dropped_messages()
+    pub fn drops(&self) -> DropCounts {
+        self.endpoint.drops()
     }
 
     /// Messages can be sent: no close has begun.
@@ -212,7 +212,7 @@ impl Context {
         if pushed.is_err() && full == OutboxFull::DropOldest {
             let dropped = endpoint.make_room(bytes, &self.settings);
             self.counters.dropped_oldest.add(dropped.messages);
-            endpoint.note_dropped(dropped.messages);
+            endpoint.note_dropped(|drops| &mut drops.oldest, dropped.messages);
             pushed = push(endpoint, self);
         }
         match pushed {
@@ -228,10 +228,11 @@ impl Context {
                     lost += endpoint.give_up(code, &self.settings, &mut self.corks, self.now).messages;
                     self.counters.dropped_by_close.add(lost);
                     self.counters.closed_outbox_full.add(1);
+                    endpoint.note_dropped(|drops| &mut drops.by_close, lost);
                 } else {
                     self.counters.dropped_newest.add(lost);
+                    endpoint.note_dropped(|drops| &mut drops.newest, lost);
                 }
-                endpoint.note_dropped(lost);
             }
         }
         SendStatus::Dropped

@@ -119,7 +119,7 @@ impl Context {
         });
         if replaced {
             self.counters.conflated.add(1);
-            endpoint.note_dropped(1);
+            endpoint.note_dropped(|drops| &mut drops.conflated, 1);
         }
         if status.is_sent() { messages } else { 0 }
     }

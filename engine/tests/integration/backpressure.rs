@@ -234,7 +234,7 @@ fn a_full_outbox_closes_the_connection(driver: Driver) {
         let end = end.clone();
         sender(&tell).on_close(move |connection, reason| {
             assert!(!connection.is_open());
-            end.send(reason.clone()).expect("the test listens");
+            end.send((reason.clone(), connection.drops())).expect("the test listens");
         })
     });
     let mut other = server.connect();
@@ -263,8 +263,11 @@ fn a_full_outbox_closes_the_connection(driver: Driver) {
             reason: "outbox full".into(),
             initiator: Initiator::Local,
         };
-        assert_eq!(collect(&ended, 1), [reason]);
         let after = server.counters();
+        let (told, drops) = collect(&ended, 1).remove(0);
+        assert_eq!(told, reason);
+        assert_eq!(u64::from(drops.by_close), after.dropped_by_close - before.dropped_by_close);
+        assert_eq!(drops.total(), u64::from(drops.by_close));
         assert_eq!(after.closed_outbox_full, before.closed_outbox_full + 1);
         assert!(after.dropped_by_close > before.dropped_by_close, "{after:?}");
         assert_eq!(after.timeouts_close, 0);

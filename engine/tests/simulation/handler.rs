@@ -77,14 +77,14 @@ impl Shared {
         content: Content,
     ) -> SendStatus {
         let (was_open, before) = (connection.is_open(), connection.outbox_bytes());
-        let dropped = connection.dropped_messages();
+        let dropped = connection.drops().total();
         let status = if self.random.chance(90) {
             connection.send(message)
         } else {
             connection.send_prepared(&PreparedMessage::new(message))
         };
         let (is_open, after) = (connection.is_open(), connection.outbox_bytes());
-        let dropped = connection.dropped_messages() - dropped;
+        let dropped = connection.drops().total() - dropped;
         let observed = Observed { was_open, is_open, before, after, dropped };
         self.model.borrow_mut().sent(connection.session().peer, content, status, observed);
         status

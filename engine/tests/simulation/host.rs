@@ -365,7 +365,7 @@ impl Host {
         let Transport { id, peer, .. } = self.transports.swap_remove(at);
         let endpoint = self.shard.endpoint(id);
         let unsent = endpoint.is_some_and(|endpoint| endpoint.outbox().bytes() > 0);
-        let dropped = endpoint.map_or(0, |endpoint| endpoint.dropped_messages());
+        let dropped = endpoint.map_or(0, |endpoint| endpoint.drops().total());
         self.shared.model.borrow_mut().records[peer].dropped = dropped;
         self.shared.model.borrow_mut().tally.dropped += dropped;
         self.shared.model.borrow().narrate(|| format!("client {peer}: the socket is closed"));

@@ -205,7 +205,7 @@ fn of_publications_that_came_together_those_are_dropped_that_do_not_fit() {
         story.end_turns();
         for client in [near, far] {
             story.reach_in(client, |connection| {
-                assert_eq!((connection.outbox_bytes(), connection.dropped_messages()), (1000, 10));
+                assert_eq!((connection.outbox_bytes(), connection.drops().total()), (1000, 10));
             });
             assert_eq!(story.hear(client).0, heard, "{full:?}");
         }

@@ -257,7 +257,7 @@ impl World {
                 let vanished = record.vanished || !self.clients[peer].is_fair();
                 let (least, most) = record.listener.unheard();
                 let direct = record.downloads.len() as u64 + record.skipped;
-                let dropped = endpoint.dropped_messages() - record.refused;
+                let dropped = endpoint.drops().total() - record.refused;
                 if !vanished && !(direct + least..=direct + most).contains(&dropped) {
                     let unheard = format!("{direct} and {least} to {most} published");
                     model

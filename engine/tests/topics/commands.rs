@@ -6,8 +6,8 @@
 use std::sync::mpsc;
 
 use ringwire::{
-    CloseCode, Config, Conflation, Connection, ConnectionId, Cores, Driver, Handler, Message, OutboxFull,
-    TopicRules, TopicSettings, Upgrade, UpgradeRequest,
+    CloseCode, Config, Conflation, Connection, ConnectionId, Cores, Driver, DropCounts, Handler, Message,
+    OutboxFull, TopicRules, TopicSettings, Upgrade, UpgradeRequest,
 };
 
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
 pub(crate) struct State {
     pub(crate) id: ConnectionId,
     pub(crate) outbox_bytes: usize,
-    pub(crate) dropped: u64,
+    pub(crate) drops: DropCounts,
     pub(crate) subscriptions: usize,
 }
 
@@ -64,7 +64,7 @@ impl Handler for Commands {
                 let state = State {
                     id: connection.id(),
                     outbox_bytes: connection.outbox_bytes(),
-                    dropped: connection.dropped_messages(),
+                    drops: connection.drops(),
                     subscriptions: connection.subscriptions(),
                 };
                 self.tell.send(state).expect("the test listens");

@@ -42,17 +42,17 @@ fn those_who_never_read_cost_the_others_nothing(driver: Driver) {
                 .for_each(|text| assert!(client.receive_text() == *text, "not message {}", &text[..8]));
         }
         // On for a while after both have been full.
-        let full = stalled.iter_mut().all(|client| topics.state(client).dropped > 0);
+        let full = stalled.iter_mut().all(|client| topics.state(client).drops.total() > 0);
         rounds_left -= usize::from(full);
     }
-    let dropped: u64 = stalled.iter_mut().map(|client| topics.state(client).dropped).sum();
+    let dropped: u64 = stalled.iter_mut().map(|client| topics.state(client).drops.total()).sum();
     let counters = topics.server.counters();
     // All that was dropped was theirs, and they are there still.
     assert_eq!(counters.dropped_newest, dropped);
     assert_eq!(counters.deliveries + dropped, (number * SUBSCRIBERS) as u64);
     assert_eq!(topic.subscribers(), SUBSCRIBERS);
     for client in &mut stalled {
-        let kept = number - topics.state(client).dropped as usize;
+        let kept = number - topics.state(client).drops.total() as usize;
         let mut last = None;
         for _ in 0..kept {
             let text = client.receive_text();

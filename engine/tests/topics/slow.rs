@@ -52,7 +52,7 @@ fn flood(topics: &Topics, slow: &mut Client, topic: &str, drops: u64, check: imp
         let state = topics.state(slow);
         assert!(state.outbox_bytes <= OUTBOX_BYTES, "{state:?}");
         check(state);
-        if state.dropped >= drops {
+        if state.drops.total() >= drops {
             return count + 1;
         }
     }
@@ -74,16 +74,20 @@ fn the_newest_are_dropped(driver: Driver) {
     let mut slow = topics.connect_narrow_on(1);
     subscribe(&mut slow, "newest/news");
     let count = flood(&topics, &mut slow, "newest/news", 50, |state| {
-        assert!(state.dropped == 0 || state.outbox_bytes + frame_bytes(BYTES) > OUTBOX_BYTES, "{state:?}");
+        assert!(
+            state.drops.total() == 0 || state.outbox_bytes + frame_bytes(BYTES) > OUTBOX_BYTES,
+            "{state:?}"
+        );
     });
-    let dropped = topics.state(&mut slow).dropped;
-    assert_eq!(topics.server.counters().dropped_newest, dropped);
+    let drops = topics.state(&mut slow).drops;
+    let dropped = drops.total();
+    assert_eq!((topics.server.counters().dropped_newest, u64::from(drops.newest)), (dropped, dropped));
     // The order and number of those that were kept, then what comes once there is room again.
     let kept: Vec<usize> = (0..count - dropped as usize).map(|_| number(&slow.receive_text())).collect();
     assert!(kept.is_sorted_by(|left, right| left < right) && kept[0] == 0);
     topics.server.handle.publish("newest/news", &payload(count)).expect("room");
     assert_eq!(read_all(&mut slow, |number| number == count), [count]);
-    assert_eq!(topics.state(&mut slow).dropped, dropped);
+    assert_eq!(topics.state(&mut slow).drops, drops);
 }
 
 fn the_oldest_are_dropped(driver: Driver) {
@@ -91,10 +95,14 @@ fn the_oldest_are_dropped(driver: Driver) {
     let mut slow = topics.connect_narrow_on(1);
     subscribe(&mut slow, "oldest/news");
     let count = flood(&topics, &mut slow, "oldest/news", 50, |state| {
-        assert!(state.dropped == 0 || state.outbox_bytes + frame_bytes(BYTES) > OUTBOX_BYTES, "{state:?}");
+        assert!(
+            state.drops.total() == 0 || state.outbox_bytes + frame_bytes(BYTES) > OUTBOX_BYTES,
+            "{state:?}"
+        );
     });
-    let dropped = topics.state(&mut slow).dropped;
-    assert_eq!(topics.server.counters().dropped_oldest, dropped);
+    let drops = topics.state(&mut slow).drops;
+    let dropped = drops.total();
+    assert_eq!((topics.server.counters().dropped_oldest, u64::from(drops.oldest)), (dropped, dropped));
     let numbers = read_all(&mut slow, |number| number == count - 1);
     assert_eq!(numbers.len(), count - dropped as usize);
     // What fits into the outbox at the end is without a gap.
@@ -192,7 +200,8 @@ fn latest_arrives(driver: Driver, keys: usize, publish: impl Fn(&Topic, &mut Cli
         let state = topics.state(&mut slow);
         assert!(state.outbox_bytes <= bound, "{state:?}");
         // The handler sees what its peer has missed.
-        assert_eq!(state.dropped, topics.server.counters().conflated);
+        assert_eq!(u64::from(state.drops.conflated), topics.server.counters().conflated);
+        assert_eq!(state.drops.total(), u64::from(state.drops.conflated));
     }
     let conflated = topics.server.counters().conflated as usize;
     let mut last = vec![None; keys];

@@ -55,7 +55,7 @@ impl Handler for Ticker {
     fn on_message(&mut self, _: &mut Connection<'_, ()>, _: Message<'_>) {}
 
     fn on_drain(&mut self, connection: &mut Connection<'_, ()>) {
-        tracing::info!(id = %connection.id(), dropped = connection.dropped_messages(), "caught up");
+        tracing::info!(id = %connection.id(), dropped = connection.drops().total(), "caught up");
     }
 }
 
