@@ -261,6 +261,7 @@ impl<H: Handler> Worker<H> {
                 tracing::error!(%error, "the mailbox is broken");
                 break Duration::ZERO;
             }
+            self.counters.wakes_heard.add(1);
             if let Some(deadline) = self.obey(&mailbox) {
                 break deadline;
             }

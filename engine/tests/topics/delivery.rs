@@ -61,12 +61,25 @@ fn envelopes_and_wakes_are_counted(driver: Driver) {
     assert_eq!((counters.envelopes_sent, counters.envelopes_received), (one_by_one, one_by_one));
     assert_eq!(counters.wakes + counters.wakes_elided, one_by_one, "one batch each");
     assert!(counters.wakes >= 1, "nobody else wakes the other shard");
+    assert!(counters.wakes_heard >= counters.wakes, "{counters:?}");
     // What comes in one turn goes in one envelope.
     let frames = burst(&mut publisher, "pub", 0);
     publisher.write(&frames);
     expect(&mut subscriber, (0..16).map(|number| number.to_string()));
     let sent = topics.server.counters().envelopes_sent - one_by_one;
     assert!((1..16).contains(&sent), "{sent} envelopes for 16 publications");
+    // A thread that is nobody's shard wakes the one that has the subscriber, and is not counted as a shard.
+    let before = topics.server.counters();
+    for number in 16..26 {
+        // Asleep by then, if this thread is not kept from running for long.
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        topics.server.handle.publish("news", &number.to_string()).expect("room");
+        expect(&mut subscriber, [number.to_string()]);
+    }
+    let after = topics.server.counters();
+    assert_eq!(after.wakes, before.wakes);
+    let heard = after.wakes_heard - before.wakes_heard;
+    assert!((1..=20).contains(&heard), "{heard} wakes for ten publications");
 }
 
 fn burst(client: &mut Client, command: &str, round: usize) -> Vec<u8> {
