@@ -1,4 +1,4 @@
-//! What the examples share: the arguments that choose address, cores and driver.
+//! What the examples share: the arguments that choose address, cores, driver and limits.
 
 use std::net::SocketAddr;
 

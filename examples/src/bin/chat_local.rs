@@ -97,7 +97,8 @@ impl Chat {
         connection.spawn(async move {
             let others: Vec<_> = room.borrow().keys().copied().filter(|id| *id != own).collect();
             for id in others {
-                // One that has just gone misses it; one that does not keep up is closed by the engine.
+                // One that has just gone misses it; with one that does not keep up the engine does what
+                // `--outbox-full` says.
                 let _ = handle.with(id, |other| other.send(&text));
             }
         });
