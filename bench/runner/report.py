@@ -157,7 +157,7 @@ def header(context):
         f"| Client's cores | {context.client_cpus}, one thread where nothing else is said, waits by {context.wait} |",
         "",
         "CPU is user and system time of all the server's threads, and of the kernel's for soft interrupts on its cores, in "
-        "microseconds. Figures are medians over the rounds, with their quartiles where it says so. Ratios are taken pair by pair within a round, then their median and quartiles; "
+        "microseconds; the share in the kernel is of all rounds together. Other figures are medians over the rounds, with their quartiles where it says so. Ratios are taken pair by pair within a round, then their median and quartiles; "
         f"{context.reference} = 1.00 unless the table names another; lower is better. Every reply is compared byte by byte, "
         "but not in the tables of load_test, which only counts the bytes. "
         "How it is measured, and what that leaves out, is in bench/README.md.",

@@ -88,7 +88,9 @@ pub(crate) fn run(options: &Fanout) -> Result<Value> {
     };
     results["resident_before_bytes"] = json!(resident_before.map(|(bytes, _)| bytes));
     results["resident_bytes"] = json!(resident()?.map(|(bytes, _)| bytes));
-    results["resident_peak_bytes"] = json!(resident()?.map(|(_, peak)| peak));
+    // The kernel knows the peak to some tens of pages only.
+    let before = resident_before.map_or(0, |(bytes, _)| bytes);
+    results["resident_peak_bytes"] = json!(resident()?.map(|(_, peak)| peak.max(before)));
     results["slow_subscribers"] = json!(slow);
     results["slow_subscribers_dropped"] =
         json!((readers..options.subscribers).filter(|slow| load.is_hung_up(*slow)).count());
