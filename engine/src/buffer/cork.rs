@@ -12,7 +12,8 @@ const CORK_BYTES_MAX: usize = 32 * 1024;
 /// How many idle cork buffers a pool keeps at most.
 const IDLE_MAX: usize = 1024;
 /// How many a pool begins with, and does not free when they are not needed: how many sends are in flight at
-/// once varies from second to second, and what one second freed the next one would allocate again.
+/// once varies from second to second, and what one second freed the next one would allocate again. Nor do
+/// they shrink where they have grown, for the same reason: 2 MiB a shard at most.
 const IDLE_MIN: usize = 64;
 /// How much memory idle large buffers keep. Fresh memory costs a page fault for every 4 KiB, which is a fifth
 /// of what it takes to echo a message of 1 MiB.
@@ -86,7 +87,7 @@ impl CorkPool {
         }
     }
 
-    /// Frees half of the buffers that have been idle since the last call, but for a few small ones; to be
+    /// Frees half of the buffers that have been idle since the last call, but for a few cork buffers; to be
     /// called now and then.
     pub fn shrink(&mut self) {
         self.corks.shrink(IDLE_MIN);
@@ -122,10 +123,9 @@ impl Idle {
 
     /// Frees half of what was not needed, down to `kept` buffers.
     fn shrink(&mut self, kept: usize) {
-        let length = self.buffers.len();
-        self.buffers.truncate((length - self.fewest.div_ceil(2)).max(kept.min(length)));
+        self.buffers.truncate((self.buffers.len() - self.fewest.div_ceil(2)).max(kept));
         self.fewest = self.buffers.len();
-        if self.buffers.is_empty() {
+        if kept == 0 && self.buffers.is_empty() {
             self.buffers.shrink_to_fit();
         }
     }
