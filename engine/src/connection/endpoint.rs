@@ -351,7 +351,7 @@ impl Endpoint {
             .then(|| std::time::Duration::from_millis(self.round_trip_millis.into()))
     }
 
-    /// When the last message came or the connection was opened.
+    /// When bytes last came, or the connection was opened.
     #[must_use]
     pub fn last_received(&self) -> Timestamp {
         self.last_received

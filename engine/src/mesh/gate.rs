@@ -10,15 +10,9 @@ use loom::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 /// Says whether a queue is still looked into.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Gate {
     shut: AtomicBool,
-}
-
-impl Default for Gate {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Gate {

