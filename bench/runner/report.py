@@ -359,7 +359,19 @@ def slow_table(table, scenario):
         dropped = f"{median('results', 'slow_subscribers_dropped'):.0f} of {median('results', 'slow_subscribers'):.0f}"
         costs = [number(median(*COST)), number(median(*CLIENT_COST))]
         lines.append(row(engine.title, *latency_cells(table, scenario, engine), *costs, *memory, dropped))
-    return lines + ["", LATENCY_NOTE]
+    lines += ["", LATENCY_NOTE]
+    if comparisons := [text for engine in table.measured(scenario) if (text := compared(table, scenario, engine))]:
+        lines += ["", f"p99 to the engine's own in {scenario['beside']}, pair by pair: {'; '.join(comparisons)}."]
+    return lines
+
+
+def compared(table, scenario, engine):
+    """What the p99 is of that in the scenario it was measured by turns with."""
+    path = (*LATENCY, "p99_us")
+    theirs = table.runs({"name": scenario.get("beside")}, engine)
+    own = table.runs(scenario, engine)
+    ratios = [pick(own[turn], path) / pick(theirs[turn], path) for turn in own if turn in theirs]
+    return f"{engine.title} {number(statistics.median(ratios), 2)} ({middle_half(ratios, 2)})" if ratios else ""
 
 
 def connect_table(table, scenario):

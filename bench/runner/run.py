@@ -20,6 +20,7 @@ import tomllib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import engines as engine_files
 import machine
@@ -199,7 +200,7 @@ class Session:
         self.started = time.monotonic()
 
     def measure(self):
-        turns = [turn for scenario in self.scenarios for turn in self.turns(scenario)]
+        turns = list(self.all_turns())
         left = sum(turn.seconds for turn in turns)
         say(f"server on core {commas(self.server_cpus)}, client on {commas(self.client_cpus)}, about {minutes(left)}")
         failures, dropped = Counter(), Counter()
@@ -216,6 +217,21 @@ class Session:
         self.ticks = machine.cpu_ticks().since(self.ticks)
         for name, count in dropped.items():
             self.notes.append(f"Out of time: {count} measurements of {name} were left out.")
+
+    def all_turns(self):
+        """Scenario by scenario, but for one that is compared with another: those two by turns, or the machine's pace
+        would be compared."""
+        compared = {scenario["beside"]: scenario for scenario in self.scenarios if "beside" in scenario}
+        names = {scenario["name"] for scenario in self.scenarios}
+        for scenario in self.scenarios:
+            if scenario.get("beside") in names:
+                continue
+            turns = self.turns(scenario)
+            if scenario["name"] not in compared:
+                yield from turns
+                continue
+            for number, pair in enumerate(zip_longest(turns, self.turns(compared[scenario["name"]]))):
+                yield from filter(None, pair if number % 2 == 0 else pair[::-1])
 
     def turns(self, scenario):
         able = self.contestants(scenario)
