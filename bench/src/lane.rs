@@ -1,6 +1,6 @@
 //! One client thread's share of the connections: receives, checks, masks and sends, and nothing else.
 //!
-//! One receive buffer and one send buffer serve all connections. A connection keeps bytes of its own only
+//! One receive buffer and one frame to be sent serve all connections. A connection keeps bytes of its own only
 //! while the socket does not take them.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,7 +14,7 @@ use rustix::net::{RecvFlags, SendFlags};
 
 use crate::Result;
 use crate::dial::Upgraded;
-use crate::payload::{Frames, Payloads};
+use crate::payload::Payloads;
 use crate::poll::Poller;
 use crate::random::Random;
 use crate::replies::{Replies, number};
@@ -38,7 +38,8 @@ pub(crate) struct Lane {
     wait: Wait,
     random: Random,
     incoming: Vec<u8>,
-    outgoing: Frames,
+    /// Frames that leave together.
+    outgoing: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -57,15 +58,15 @@ impl Lane {
     ///
     /// # Errors
     /// Out of descriptors.
-    pub(crate) fn new(payloads: Payloads, wait: Wait, salt: u64) -> Result<Self> {
+    pub(crate) fn new(payloads: Payloads, wait: Wait, random: Random) -> Result<Self> {
         Ok(Self {
             poller: Poller::new()?,
             connections: Vec::new(),
             payloads,
             wait,
-            random: Random::from_environment(salt),
+            random,
             incoming: vec![0; INCOMING_BYTES],
-            outgoing: Frames::default(),
+            outgoing: Vec::new(),
         })
     }
 
@@ -76,7 +77,7 @@ impl Lane {
     pub(crate) fn adopt(&mut self, upgraded: Upgraded, tag: u64) -> Result<()> {
         let mut replies = Replies::new(tag);
         replies.take(&upgraded.early, &self.payloads)?;
-        self.poller.add(&upgraded.socket, self.connections.len() as u64, EventFlags::IN)?;
+        self.poller.add(&upgraded.socket, self.connections.len() as u64, INTEREST)?;
         let socket = upgraded.socket;
         self.connections.push(Connection {
             socket,
@@ -151,12 +152,22 @@ impl Lane {
         let (token, flags) = self.poller.event(index);
         let connection = token as usize;
         if flags.contains(EventFlags::OUT) {
-            self.flush(connection)?;
+            self.connections[connection].flush(&self.poller, connection)?;
         }
-        if !flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
+        let is_ending = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
+        if !is_ending && !flags.contains(EventFlags::IN) {
             return Ok((connection, 0));
         }
-        Ok((connection, self.receive(connection)?))
+        let mut replies = 0;
+        // A socket tells once that there is something: it has to be emptied, and is when it had less than there
+        // was room for, unless its end is in there too.
+        while let Some(received) = self.receive(connection)? {
+            replies += self.take(connection, received)?;
+            if received < self.incoming.len() && !is_ending {
+                break;
+            }
+        }
+        Ok((connection, replies))
     }
 
     /// Sends the next `count` messages of a connection in one write.
@@ -165,66 +176,79 @@ impl Lane {
     /// The connection broke.
     #[inline]
     pub(crate) fn send(&mut self, connection: usize, count: u64) -> Result<()> {
-        let Connection { tag, sent, .. } = &mut self.connections[connection];
-        let mut outgoing = std::mem::take(&mut self.outgoing);
-        outgoing.clear();
-        for _ in 0..count {
-            self.payloads.append(&mut outgoing, number(*tag, *sent), self.random.mask());
-            *sent += 1;
+        let Connection { tag, sent, .. } = self.connections[connection];
+        self.connections[connection].sent += count;
+        if count == 1 {
+            let frame = self.payloads.frame(number(tag, sent));
+            return self.connections[connection].transmit(&self.poller, connection, frame);
         }
-        let transmitted = self.transmit(connection, outgoing.as_bytes());
-        self.outgoing = outgoing;
-        transmitted
+        self.outgoing.clear();
+        for index in sent..sent + count {
+            self.outgoing.extend_from_slice(self.payloads.frame(number(tag, index)));
+        }
+        self.connections[connection].transmit(&self.poller, connection, &self.outgoing)
     }
 
+    /// Receives what there is, and returns how many bytes of `incoming` it takes, if any.
     #[inline]
-    fn receive(&mut self, connection: usize) -> Result<u64> {
-        let Connection { socket, replies, .. } = &mut self.connections[connection];
-        let received = match rustix::net::recv(&*socket, &mut self.incoming[..], RecvFlags::empty()) {
-            Ok((0, _)) => return Err(format!("connection {connection}: the server hung up").into()),
-            Ok((received, _)) => received,
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(0),
-            Err(error) => return Err(format!("connection {connection}: {error}").into()),
-        };
+    fn receive(&mut self, connection: usize) -> Result<Option<usize>> {
+        let socket = &self.connections[connection].socket;
+        loop {
+            match rustix::net::recv(socket, &mut self.incoming[..], RecvFlags::empty()) {
+                Ok((0, _)) => return Err(format!("connection {connection}: the server hung up").into()),
+                Ok((received, _)) => return Ok(Some(received)),
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(format!("connection {connection}: {error}").into()),
+            }
+        }
+    }
+
+    /// Checks what was received, and returns how many replies it completed.
+    #[inline]
+    fn take(&mut self, connection: usize, received: usize) -> Result<u64> {
+        let replies = &mut self.connections[connection].replies;
         let completed = replies
             .take(&self.incoming[..received], &self.payloads)
             .map_err(|error| format!("connection {connection}: {error}"))?;
         if let Some(payload) = replies.take_pong() {
             let mut pong = Vec::new();
             append_masked_frame(&mut pong, OpCode::Pong, &payload, self.random.mask());
-            self.transmit(connection, &pong)?;
+            self.connections[connection].transmit(&self.poller, connection, &pong)?;
         }
         Ok(completed)
     }
+}
 
+impl Connection {
     /// Sends frames, or keeps what does not fit.
     #[inline]
-    fn transmit(&mut self, index: usize, frames: &[u8]) -> Result<()> {
-        let connection = &mut self.connections[index];
-        if !connection.unsent.is_empty() {
-            connection.unsent.extend_from_slice(frames);
+    fn transmit(&mut self, poller: &Poller, token: usize, frames: &[u8]) -> Result<()> {
+        if !self.unsent.is_empty() {
+            self.unsent.extend_from_slice(frames);
             return Ok(());
         }
-        let sent = send(&connection.socket, frames)?;
+        let sent = send(&self.socket, frames)?;
         if sent < frames.len() {
-            connection.unsent.extend_from_slice(&frames[sent..]);
-            self.poller.modify(&connection.socket, index as u64, EventFlags::IN | EventFlags::OUT)?;
+            self.unsent.extend_from_slice(&frames[sent..]);
+            poller.modify(&self.socket, token as u64, INTEREST | EventFlags::OUT)?;
         }
         Ok(())
     }
 
-    fn flush(&mut self, index: usize) -> Result<()> {
-        let connection = &mut self.connections[index];
-        connection.unsent_start += send(&connection.socket, &connection.unsent[connection.unsent_start..])?;
-        if connection.unsent_start == connection.unsent.len() {
-            connection.unsent.clear();
-            connection.unsent_start = 0;
-            self.poller.modify(&connection.socket, index as u64, EventFlags::IN)?;
+    fn flush(&mut self, poller: &Poller, token: usize) -> Result<()> {
+        self.unsent_start += send(&self.socket, &self.unsent[self.unsent_start..])?;
+        if self.unsent_start == self.unsent.len() {
+            self.unsent.clear();
+            self.unsent_start = 0;
+            poller.modify(&self.socket, token as u64, INTEREST)?;
         }
         Ok(())
     }
 }
 
+/// Edges: the kernel looks at a socket once for each event instead of once more at the next wait.
+const INTEREST: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ET);
 /// Of a connection that is not read.
 const HUNG_RECEIVE_BYTES: usize = 4096;
 /// Larger than any reply that is measured, so that one call takes what is there.

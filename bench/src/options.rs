@@ -11,6 +11,7 @@ use crate::Result;
 use crate::dial::Destination;
 use crate::lane::{Lane, Wait};
 use crate::payload::{Content, Payloads, Verify};
+use crate::random::Random;
 
 /// Where the server is and how the client runs.
 #[derive(Args, Clone, Debug, Serialize)]
@@ -67,7 +68,9 @@ impl Common {
     /// # Errors
     /// Out of descriptors.
     pub(crate) fn lane(&self, messages: &Messages, index: usize) -> Result<Lane> {
-        Lane::new(Payloads::new(messages.kind, messages.bytes, messages.verify), self.wait, index as u64)
+        let mut random = Random::from_environment(index as u64);
+        let payloads = Payloads::new(messages.kind, messages.bytes, messages.verify, random.next());
+        Lane::new(payloads, self.wait, random)
     }
 }
 

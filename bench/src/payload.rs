@@ -1,8 +1,13 @@
 //! What is sent, and what must therefore come back.
 //!
-//! Every message of a run has the same length. Its content follows from its *number*: sixteen letters that
-//! spell the number (if it is that long), then one of a few prepared variants. So a reply can be checked
-//! piece by piece as it arrives, without keeping it, and a reply that is lost, doubled or out of order shows.
+//! Every message of a run has the same length. Its mask key and its content follow from its *number*: sixteen
+//! letters that spell the number (if it is that long), then its body. So a reply can be checked piece by piece as
+//! it arrives, without keeping it, and a reply that is lost, doubled or out of order shows.
+//!
+//! A binary message's body is the same on its way to the server in every frame: it is the key, another one for
+//! each message, that makes another payload of it. So nothing needs to be copied or masked to be sent, and a
+//! reply is unmasked in the same pass that compares it. Text has to stay text: one of a few prepared bodies is
+//! copied and masked for each message.
 
 use std::fmt;
 
@@ -35,12 +40,16 @@ pub(crate) enum Verify {
     Length,
 }
 
-/// The prepared messages of one run.
+/// The messages of one client thread.
 #[derive(Debug)]
 pub(crate) struct Payloads {
-    header: FrameHeader,
-    bytes: usize,
-    variants: Vec<Box<[u8]>>,
+    /// Of the mask keys.
+    seed: u64,
+    /// The frame that was sent last. In a binary one, header and body are every frame's but for the key.
+    frame: Box<[u8]>,
+    header_bytes: usize,
+    /// What text messages are made of; none if they are binary.
+    texts: Vec<Box<[u8]>>,
     reply_header: [u8; HEADER_BYTES_MAX],
     reply_header_bytes: usize,
     verify: Verify,
@@ -56,8 +65,8 @@ pub(crate) struct Mismatch {
 }
 
 impl Payloads {
-    /// Prepares messages of `bytes` each. The same arguments give the same messages.
-    pub(crate) fn new(content: Content, bytes: usize, verify: Verify) -> Self {
+    /// Prepares messages of `bytes` each. The same arguments give the same messages and keys.
+    pub(crate) fn new(content: Content, bytes: usize, verify: Verify, seed: u64) -> Self {
         let kind = match content {
             Content::Binary => MessageKind::Binary,
             Content::Text | Content::Ascii => MessageKind::Text,
@@ -66,17 +75,26 @@ impl Payloads {
         let header = FrameHeader { fin: true, rsv1: false, opcode, mask: None, payload_bytes: bytes as u64 };
         let mut reply_header = [0; HEADER_BYTES_MAX];
         let reply_header_bytes = header.encode(&mut reply_header);
+        let mut header_buffer = [0; HEADER_BYTES_MAX];
+        let header_bytes = FrameHeader { mask: Some([0; 4]), ..header }.encode(&mut header_buffer);
 
-        // Few enough to stay in the cache next to the buffers, so that the client stays light.
-        let count = (VARIANTS_BYTES_MAX / bytes.max(1)).clamp(2, VARIANTS_MAX);
         let mut random = Random::new(0x5EED);
-        let variants = (0..1 << count.ilog2()).map(|_| variant(content, bytes, &mut random)).collect();
-        Self { header, bytes, variants, reply_header, reply_header_bytes, verify }
+        let body = std::iter::repeat_with(|| random.next() as u8).take(bytes);
+        let frame = header_buffer[..header_bytes].iter().copied().chain(body).collect();
+        let texts = match content {
+            Content::Binary => Vec::new(),
+            Content::Text | Content::Ascii => {
+                // Few enough to stay in the cache next to the buffers, so that the client stays light.
+                let count = (TEXTS_BYTES_MAX / bytes.max(1)).clamp(2, TEXTS_MAX);
+                (0..1 << count.ilog2()).map(|_| text(content, bytes, &mut random)).collect()
+            }
+        };
+        Self { seed, frame, header_bytes, texts, reply_header, reply_header_bytes, verify }
     }
 
     /// The size of one reply's frame.
     pub(crate) fn reply_bytes(&self) -> usize {
-        self.reply_header_bytes + self.bytes
+        self.reply_header_bytes + self.frame.len() - self.header_bytes
     }
 
     /// The first byte of every reply's frame.
@@ -84,23 +102,22 @@ impl Payloads {
         self.reply_header[0]
     }
 
-    /// Appends message `number` as a masked frame.
-    pub(crate) fn append(&self, out: &mut Frames, number: u64, mask: [u8; 4]) {
-        let header = FrameHeader { mask: Some(mask), ..self.header };
-        let mut header_bytes = [0; HEADER_BYTES_MAX];
-        let header_len = header.encode(&mut header_bytes);
-        let payload = &self.variants[self.variant_of(number)];
-        let (frame_header, frame_payload) = out.extend(header_len + self.bytes).split_at_mut(header_len);
-        frame_header.copy_from_slice(&header_bytes[..header_len]);
-        match frame_payload.split_first_chunk_mut::<STAMP_BYTES>() {
-            Some((stamped, rest)) => {
-                *stamped = stamp(number);
-                mask_in_place(stamped, mask);
-                // Sixteen is a multiple of four: the mask starts afresh.
-                copy_masked(rest, &payload[STAMP_BYTES..], mask);
-            }
-            None => copy_masked(frame_payload, payload, mask),
+    /// Message `number` as a masked frame.
+    #[inline]
+    pub(crate) fn frame(&mut self, number: u64) -> &[u8] {
+        let mask = self.mask_of(number);
+        let text = self.text_of(number);
+        let (header, payload) = self.frame.split_at_mut(self.header_bytes);
+        if let Some(key) = header.last_chunk_mut() {
+            *key = mask;
         }
+        if let Some(text) = text {
+            copy_masked(payload, &self.texts[text], mask);
+        }
+        if let Some(stamped) = payload.first_chunk_mut() {
+            *stamped = masked(stamp(number), mask);
+        }
+        &self.frame
     }
 
     /// Checks `received`, which starts at byte `offset` of the frame that answers message `number` and does
@@ -121,47 +138,37 @@ impl Payloads {
         if header_matches && payload_matches { Ok(()) } else { Err(Mismatch { number, offset }) }
     }
 
+    #[inline]
     fn payload_matches(&self, number: u64, offset: usize, received: &[u8]) -> bool {
-        let expected = &self.variants[self.variant_of(number)];
-        if self.bytes < STAMP_BYTES || offset >= STAMP_BYTES {
-            return received == &expected[offset..][..received.len()];
+        let body = &self.frame[self.header_bytes..];
+        if body.len() < STAMP_BYTES || offset >= STAMP_BYTES {
+            return self.body_matches(number, offset, received);
         }
         let (stamped, rest) = received.split_at((STAMP_BYTES - offset).min(received.len()));
-        stamped == &stamp(number)[offset..][..stamped.len()] && rest == &expected[STAMP_BYTES..][..rest.len()]
+        let stamp_matches = stamped == &stamp(number)[offset..][..stamped.len()];
+        stamp_matches && self.body_matches(number, STAMP_BYTES, rest)
     }
 
-    fn variant_of(&self, number: u64) -> usize {
-        number as usize & (self.variants.len() - 1)
-    }
-}
-
-/// Frames to be sent, one behind the other, in memory that is kept.
-#[derive(Debug, Default)]
-pub(crate) struct Frames {
-    buffer: Vec<u8>,
-    len: usize,
-}
-
-impl Frames {
-    /// Forgets the frames, not the memory.
-    pub(crate) fn clear(&mut self) {
-        self.len = 0;
-    }
-
-    /// What is to be sent.
-    pub(crate) fn as_bytes(&self) -> &[u8] {
-        &self.buffer[..self.len]
-    }
-
-    /// Room for `bytes` more; what is in it is old.
     #[inline]
-    fn extend(&mut self, bytes: usize) -> &mut [u8] {
-        let start = self.len;
-        self.len += bytes;
-        if self.buffer.len() < self.len {
-            self.buffer.resize(self.len.next_power_of_two(), 0);
+    fn body_matches(&self, number: u64, offset: usize, received: &[u8]) -> bool {
+        match self.text_of(number) {
+            Some(text) => received == &self.texts[text][offset..][..received.len()],
+            None => {
+                let mut mask = self.mask_of(number);
+                mask.rotate_left(offset % 4);
+                is_masked(&self.frame[self.header_bytes + offset..][..received.len()], received, mask)
+            }
         }
-        &mut self.buffer[start..self.len]
+    }
+
+    #[inline]
+    fn mask_of(&self, number: u64) -> [u8; 4] {
+        Random::new(self.seed ^ number).mask()
+    }
+
+    #[inline]
+    fn text_of(&self, number: u64) -> Option<usize> {
+        (!self.texts.is_empty()).then(|| number as usize & (self.texts.len() - 1))
     }
 }
 
@@ -178,8 +185,8 @@ impl fmt::Display for Mismatch {
 impl std::error::Error for Mismatch {}
 
 const STAMP_BYTES: usize = 16;
-const VARIANTS_MAX: usize = 64;
-const VARIANTS_BYTES_MAX: usize = 128 * 1024;
+const TEXTS_MAX: usize = 64;
+const TEXTS_BYTES_MAX: usize = 128 * 1024;
 
 /// Copies and masks in one go.
 ///
@@ -189,7 +196,7 @@ const VARIANTS_BYTES_MAX: usize = 128 * 1024;
 fn copy_masked(to: &mut [u8], from: &[u8], mask: [u8; 4]) {
     let (to_words, to_rest) = to.as_chunks_mut::<8>();
     let (from_words, from_rest) = from.as_chunks::<8>();
-    let key = u64::from(u32::from_ne_bytes(mask)) * 0x1_0000_0001;
+    let key = wide(mask);
     for (to, from) in to_words.iter_mut().zip(from_words) {
         *to = (u64::from_ne_bytes(*from) ^ key).to_ne_bytes();
     }
@@ -198,10 +205,29 @@ fn copy_masked(to: &mut [u8], from: &[u8], mask: [u8; 4]) {
     }
 }
 
+/// Whether `masked` is `plain` of the same length, masked.
 #[inline]
-fn mask_in_place(bytes: &mut [u8; STAMP_BYTES], mask: [u8; 4]) {
-    let key = u128::from(u32::from_ne_bytes(mask)) * 0x1_0000_0001_0000_0001_0000_0001;
-    *bytes = (u128::from_ne_bytes(*bytes) ^ key).to_ne_bytes();
+fn is_masked(masked: &[u8], plain: &[u8], mask: [u8; 4]) -> bool {
+    let (masked_words, masked_rest) = masked.as_chunks::<8>();
+    let (plain_words, plain_rest) = plain.as_chunks::<8>();
+    let key = wide(mask);
+    // To the end in any case: that is what the compiler can do with wide registers.
+    let differing = masked_words.iter().zip(plain_words).fold(0, |differing, (masked, plain)| {
+        differing | (u64::from_ne_bytes(*masked) ^ u64::from_ne_bytes(*plain) ^ key)
+    });
+    let mut rest = masked_rest.iter().zip(plain_rest).zip(mask.iter().cycle());
+    differing == 0 && rest.all(|((masked, plain), key)| *masked == plain ^ key)
+}
+
+#[inline]
+fn masked(bytes: [u8; STAMP_BYTES], mask: [u8; 4]) -> [u8; STAMP_BYTES] {
+    let key = u128::from(wide(mask)) * 0x1_0000_0000_0000_0001;
+    (u128::from_ne_bytes(bytes) ^ key).to_ne_bytes()
+}
+
+#[inline]
+fn wide(mask: [u8; 4]) -> u64 {
+    u64::from(u32::from_ne_bytes(mask)) * 0x1_0000_0001
 }
 
 /// Spells a number in sixteen letters from `a` to `p`, which are both binary and text.
@@ -217,20 +243,17 @@ fn stamp(number: u64) -> [u8; STAMP_BYTES] {
     letters.to_be_bytes()
 }
 
-fn variant(content: Content, bytes: usize, random: &mut Random) -> Box<[u8]> {
-    match content {
-        Content::Binary => (0..bytes).map(|_| random.next() as u8).collect(),
-        Content::Ascii => (0..bytes).map(|_| b' ' + (random.next() % 95) as u8).collect(),
-        Content::Text => {
-            // The stamp overwrites whole characters: it is ASCII, and so is what it replaces.
-            let mut text = "a".repeat(bytes.min(STAMP_BYTES));
-            while text.len() + 4 <= bytes {
-                text.push(CHARACTERS[random.next() as usize % CHARACTERS.len()]);
-            }
-            text.extend(std::iter::repeat_n('.', bytes - text.len()));
-            text.into_bytes().into_boxed_slice()
-        }
+fn text(content: Content, bytes: usize, random: &mut Random) -> Box<[u8]> {
+    if content == Content::Ascii {
+        return (0..bytes).map(|_| b' ' + (random.next() % 95) as u8).collect();
     }
+    // The stamp overwrites whole characters: it is ASCII, and so is what it replaces.
+    let mut text = if bytes < STAMP_BYTES { String::new() } else { "a".repeat(STAMP_BYTES) };
+    while text.len() + 4 <= bytes {
+        text.push(CHARACTERS[random.next() as usize % CHARACTERS.len()]);
+    }
+    text.extend(std::iter::repeat_n('.', bytes - text.len()));
+    text.into_bytes().into_boxed_slice()
 }
 
 /// One to four bytes of UTF-8 each.
@@ -250,62 +273,94 @@ mod tests {
     #[test]
     fn text_stays_text_with_its_stamp() {
         for bytes in [0, 1, 15, 16, 17, 20, 1000] {
-            let payloads = Payloads::new(Content::Text, bytes, Verify::Full);
+            let mut payloads = Payloads::new(Content::Text, bytes, Verify::Full, 1);
             for number in 0..8 {
-                let frame = sent(&payloads, number, [0; 4]);
-                assert!(std::str::from_utf8(&frame[frame.len() - bytes..]).is_ok(), "{bytes} bytes");
+                let payload = payload(&mut payloads, number);
+                assert_eq!(payload.len(), bytes);
+                assert!(std::str::from_utf8(&payload).is_ok(), "{bytes} bytes");
             }
         }
     }
 
     #[test]
     fn reply_is_checked_at_every_split_point() {
-        for bytes in [0, 1, 15, 16, 17, 125, 126, 300] {
-            let payloads = Payloads::new(Content::Binary, bytes, Verify::Full);
-            let reply = reply(&payloads, 77);
-            for split in 0..=reply.len() {
-                let (head, tail) = reply.split_at(split);
-                assert_eq!(payloads.check(77, 0, head), Ok(()));
-                assert_eq!(payloads.check(77, split, tail), Ok(()));
+        for content in [Content::Binary, Content::Text] {
+            for bytes in [0, 1, 15, 16, 17, 125, 126, 300] {
+                let mut payloads = Payloads::new(content, bytes, Verify::Full, 2);
+                let reply = reply(&mut payloads, 77);
+                payloads.frame(78);
+                for split in 0..=reply.len() {
+                    let (head, tail) = reply.split_at(split);
+                    assert_eq!(payloads.check(77, 0, head), Ok(()));
+                    assert_eq!(payloads.check(77, split, tail), Ok(()));
+                }
             }
         }
     }
 
     #[test]
     fn every_wrong_byte_is_noticed() {
-        let payloads = Payloads::new(Content::Text, 64, Verify::Full);
-        let reply = reply(&payloads, 5);
-        for wrong in 0..reply.len() {
-            let mut spoiled = reply.clone();
-            spoiled[wrong] ^= 1;
-            assert!(payloads.check(5, 0, &spoiled).is_err(), "byte {wrong}");
+        for content in [Content::Binary, Content::Text] {
+            for bytes in [11, 64, 101] {
+                let mut payloads = Payloads::new(content, bytes, Verify::Full, 3);
+                let reply = reply(&mut payloads, 5);
+                for wrong in 0..reply.len() {
+                    let mut spoiled = reply.clone();
+                    spoiled[wrong] ^= 1;
+                    assert!(payloads.check(5, 0, &spoiled).is_err(), "byte {wrong} of {bytes}");
+                }
+                assert!(payloads.check(6, 0, &reply).is_err(), "the reply before");
+            }
         }
-        assert!(payloads.check(5 + (1 << 40), 0, &reply).is_err(), "another connection's reply");
     }
 
     #[test]
-    fn sent_frame_unmasks_to_the_payload() {
-        for bytes in [0, 3, 15, 16, 17, 31, 125, 126, 1000, 70_000] {
-            let payloads = Payloads::new(Content::Binary, bytes, Verify::Full);
-            let mask = [0x12, 0x34, 0x56, 0x78];
-            let mut masked = sent(&payloads, 3, mask);
-            let (header, header_bytes) = FrameHeader::decode(&masked).unwrap().unwrap();
-            assert_eq!((header.mask, header.payload_bytes), (Some(mask), bytes as u64));
-            let payload = &mut masked[header_bytes..];
-            payload.iter_mut().zip(mask.iter().cycle()).for_each(|(byte, key)| *byte ^= key);
-            assert_eq!(payload, &sent(&payloads, 3, [0; 4])[header_bytes..]);
+    fn reply_to_another_connection_is_noticed() {
+        for content in [Content::Binary, Content::Text] {
+            let mut payloads = Payloads::new(content, 64, Verify::Full, 4);
+            let reply = reply(&mut payloads, 5);
+            assert!(payloads.check(5 + (1 << 40), 0, &reply).is_err());
         }
     }
 
-    fn sent(payloads: &Payloads, number: u64, mask: [u8; 4]) -> Vec<u8> {
-        let mut frames = Frames::default();
-        payloads.append(&mut frames, number, mask);
-        frames.as_bytes().to_vec()
+    #[test]
+    fn keys_and_payloads_differ_from_message_to_message() {
+        let mut payloads = Payloads::new(Content::Binary, 1000, Verify::Full, 5);
+        let (first, second) = (payloads.frame(0).to_vec(), payloads.frame(1).to_vec());
+        let key = |frame: &[u8]| FrameHeader::decode(frame).unwrap().unwrap().0.mask;
+        assert_ne!(key(&first), key(&second));
+        assert_ne!(payload(&mut payloads, 0)[STAMP_BYTES..], payload(&mut payloads, 1)[STAMP_BYTES..]);
     }
 
-    fn reply(payloads: &Payloads, number: u64) -> Vec<u8> {
+    #[test]
+    fn frame_unmasks_to_what_is_expected_back() {
+        for content in [Content::Binary, Content::Ascii] {
+            for bytes in [0, 3, 15, 16, 17, 31, 125, 126, 1000, 70_000] {
+                let mut payloads = Payloads::new(content, bytes, Verify::Full, 6);
+                let frame = payloads.frame(3).to_vec();
+                let (header, header_bytes) = FrameHeader::decode(&frame).unwrap().unwrap();
+                assert_eq!((header.payload_bytes, header_bytes + bytes), (bytes as u64, frame.len()));
+                let payload = payload(&mut payloads, 3);
+                if bytes >= STAMP_BYTES {
+                    assert_eq!(payload[..STAMP_BYTES], stamp(3));
+                }
+                let reply = reply(&mut payloads, 3);
+                assert_eq!(payloads.check(3, 0, &reply), Ok(()));
+            }
+        }
+    }
+
+    /// As a server sees it: unmasked byte by byte.
+    fn payload(payloads: &mut Payloads, number: u64) -> Vec<u8> {
+        let frame = payloads.frame(number);
+        let (header, header_bytes) = FrameHeader::decode(frame).unwrap().unwrap();
+        let mask = header.mask.unwrap();
+        frame[header_bytes..].iter().zip(mask.iter().cycle()).map(|(byte, key)| byte ^ key).collect()
+    }
+
+    fn reply(payloads: &mut Payloads, number: u64) -> Vec<u8> {
         let mut reply = payloads.reply_header[..payloads.reply_header_bytes].to_vec();
-        reply.extend_from_slice(&sent(payloads, number, [0; 4])[payloads.reply_header_bytes + 4..]);
+        reply.append(&mut payload(payloads, number));
         reply
     }
 }

@@ -1,4 +1,4 @@
-//! A level-triggered epoll set with the few calls the load generator needs.
+//! An epoll set with the few calls the load generator needs.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;

@@ -99,18 +99,19 @@ pub(crate) fn number(tag: u64, index: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::payload::{Content, Frames, Verify};
+    use crate::payload::{Content, Verify};
     use ringwire::protocol::frame::append_frame;
 
     #[test]
     fn replies_and_pings_are_followed_across_any_split() {
-        let payloads = Payloads::new(Content::Binary, 20, Verify::Full);
+        let mut payloads = Payloads::new(Content::Ascii, 20, Verify::Full, 0);
         let mut stream = Vec::new();
         for index in 0..3 {
-            let mut sent = Frames::default();
-            payloads.append(&mut sent, number(9, index), [0; 4]);
+            let mut sent = payloads.frame(number(9, index)).to_vec();
+            let (header, payload) = sent.split_at_mut(6);
+            payload.iter_mut().zip(header[2..].iter().cycle()).for_each(|(byte, key)| *byte ^= key);
             append_frame(&mut stream, OpCode::Ping, b"still there?");
-            append_frame(&mut stream, OpCode::Binary, &sent.as_bytes()[6..]);
+            append_frame(&mut stream, OpCode::Text, payload);
         }
         for split in 0..=stream.len() {
             let mut replies = Replies::new(9);
@@ -123,7 +124,7 @@ mod tests {
 
     #[test]
     fn close_and_fragments_are_failures() {
-        let payloads = Payloads::new(Content::Binary, 20, Verify::Full);
+        let payloads = Payloads::new(Content::Binary, 20, Verify::Full, 0);
         assert!(Replies::new(0).take(&[0x88, 0x02, 0x03, 0xE8], &payloads).is_err());
         assert!(Replies::new(0).take(&[0x02, 20], &payloads).is_err());
     }
