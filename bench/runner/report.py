@@ -159,7 +159,7 @@ def header(context):
         "CPU is user and system time of all the server's threads, and of the kernel's for soft interrupts on its cores, in "
         "microseconds; the share in the kernel is of all rounds together. Other figures are medians over the rounds, with their quartiles where it says so. Ratios are taken pair by pair within a round, then their median and quartiles; "
         f"{context.reference} = 1.00 unless the table names another; lower is better. Every reply is compared byte by byte, "
-        "but not in the tables of load_test, which only counts the bytes. "
+        "but not by load_test, which only counts the bytes, nor where it says `--verify length`. "
         "How it is measured, and what that leaves out, is in bench/README.md.",
     ]
     lines += [line for note in context.notes for line in ("", f"**{note}**")]
@@ -273,6 +273,8 @@ def cost_table(table, scenario):
             number(table.median(scenario, engine, CLIENT_COST)),
             percent(table.median(scenario, engine, CLIENT_BUSY)),
         ))
+    if comparisons := compared(table, scenario, CLIENT_COST):
+        lines += ["", f"CPU of the client to that of load_test in {scenario['beside']}, pair by pair: against {comparisons}."]
     return lines
 
 
@@ -360,18 +362,20 @@ def slow_table(table, scenario):
         costs = [number(median(*COST)), number(median(*CLIENT_COST))]
         lines.append(row(engine.title, *latency_cells(table, scenario, engine), *costs, *memory, dropped))
     lines += ["", LATENCY_NOTE]
-    if comparisons := [text for engine in table.measured(scenario) if (text := compared(table, scenario, engine))]:
-        lines += ["", f"p99 to the engine's own in {scenario['beside']}, pair by pair: {'; '.join(comparisons)}."]
+    if comparisons := compared(table, scenario, (*LATENCY, "p99_us")):
+        lines += ["", f"p99 to the engine's own in {scenario['beside']}, pair by pair: {comparisons}."]
     return lines
 
 
-def compared(table, scenario, engine):
-    """What the p99 is of that in the scenario it was measured by turns with."""
-    path = (*LATENCY, "p99_us")
-    theirs = table.runs({"name": scenario.get("beside")}, engine)
-    own = table.runs(scenario, engine)
-    ratios = [pick(own[turn], path) / pick(theirs[turn], path) for turn in own if turn in theirs]
-    return f"{engine.title} {number(statistics.median(ratios), 2)} ({middle_half(ratios, 2)})" if ratios else ""
+def compared(table, scenario, path):
+    """What each engine's figure is of that in the scenario it was measured by turns with."""
+    comparisons = []
+    for engine in table.measured(scenario):
+        theirs = table.runs({"name": scenario.get("beside")}, engine)
+        own = table.runs(scenario, engine)
+        if ratios := [pick(own[turn], path) / pick(theirs[turn], path) for turn in own if turn in theirs]:
+            comparisons.append(f"{engine.title} {number(statistics.median(ratios), 2)} ({middle_half(ratios, 2)})")
+    return "; ".join(comparisons)
 
 
 def connect_table(table, scenario):

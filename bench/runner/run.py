@@ -17,10 +17,9 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import zip_longest
 
 import engines as engine_files
 import machine
@@ -219,19 +218,20 @@ class Session:
             self.notes.append(f"Out of time: {count} measurements of {name} were left out.")
 
     def all_turns(self):
-        """Scenario by scenario, but for one that is compared with another: those two by turns, or the machine's pace
+        """Scenario by scenario, but for those that are compared with another: they and it by turns, or the machine's pace
         would be compared."""
-        compared = {scenario["beside"]: scenario for scenario in self.scenarios if "beside" in scenario}
         names = {scenario["name"] for scenario in self.scenarios}
+        compared = defaultdict(list)
+        for scenario in self.scenarios:
+            compared[scenario.get("beside")].append(scenario)
         for scenario in self.scenarios:
             if scenario.get("beside") in names:
                 continue
-            turns = self.turns(scenario)
-            if scenario["name"] not in compared:
-                yield from turns
-                continue
-            for number, pair in enumerate(zip_longest(turns, self.turns(compared[scenario["name"]]))):
-                yield from filter(None, pair if number % 2 == 0 else pair[::-1])
+            group = [scenario, *compared[scenario["name"]]]
+            turns = {(turn.scenario["name"], turn.round, turn.engine.name): turn for one in group for turn in self.turns(one)}
+            for number, (_, *contestant) in enumerate(list(turns)):
+                together = [turns.pop((one["name"], *contestant), None) for one in group]
+                yield from filter(None, together if number % 2 == 0 else together[::-1])
 
     def turns(self, scenario):
         able = self.contestants(scenario)
