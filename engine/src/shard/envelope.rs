@@ -15,7 +15,7 @@ use crate::{
 
 /// A publication, or several in a row by one shard to one topic: frames encoded once for everybody.
 #[derive(Clone, Debug)]
-pub(crate) struct Publication {
+pub struct Publication {
     pub(super) topic: Arc<TopicInterest>,
     pub(super) frames: Arc<Vec<u8>>,
     /// How many frames there are.
@@ -29,7 +29,8 @@ pub(crate) struct Publication {
 impl Publication {
     /// A publication from outside any shard.
     /// Whether the topic conflates is for the receiving shard to say.
-    pub(crate) fn foreign(topic: &Arc<TopicInterest>, message: Message<'_>, key: u64) -> Self {
+    #[must_use]
+    pub fn foreign(topic: &Arc<TopicInterest>, message: Message<'_>, key: u64) -> Self {
         let mut frame = Vec::with_capacity(frame_bytes(message.bytes().len()));
         append_frame(&mut frame, opcode(message.kind()), message.bytes());
         Self { topic: Arc::clone(topic), frames: Arc::new(frame), count: 1, own: None, key }

@@ -32,21 +32,17 @@ use self::{
     topics::{Subscription, TopicTable},
     upgrade::LocalFuture,
 };
-pub(crate) use self::{
-    connection::LocalShard,
-    envelope::{Envelope, Publication},
-    seat::Inbox,
-};
+pub(crate) use self::{connection::LocalShard, envelope::Envelope};
 pub use self::{
     connection::{Connection, LocalError, LocalHandle},
     counters::{Counter, Counters, CountersSnapshot},
-    envelope::Gone,
+    envelope::{Gone, Publication},
     handler::{Handler, Message},
     id::ConnectionId,
     publish::{PreparedMessage, PublishStatus, SubscribeError},
     registry::{TopicInterest, TopicRegistry},
     rules::{Conflation, TopicRules, TopicSettings},
-    seat::{MeshSeat, TopicLimits},
+    seat::{Inbox, MeshSeat, TopicLimits},
     upgrade::Upgrade,
     wheel::{TICK_MILLIS, TimerWheel},
 };

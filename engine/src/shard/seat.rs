@@ -2,11 +2,30 @@
 
 use std::sync::Arc;
 
-use super::envelope::Envelope;
-use crate::mesh::{self, MeshEnd, mesh};
+use super::envelope::{Envelope, Publication};
+use crate::mesh::{self, Full, MeshEnd, mesh};
 
-/// The queue through which any thread reaches a shard.
-pub(crate) type Inbox = Arc<mesh::Inbox<Envelope>>;
+/// The queue through which any thread reaches a shard. Who puts something in is to wake the shard.
+#[derive(Clone, Debug)]
+pub struct Inbox(Arc<mesh::Inbox<Envelope>>);
+
+impl Inbox {
+    /// Puts in what the shard's subscribers are to get.
+    ///
+    /// # Errors
+    /// When there is no room.
+    pub fn publish(&self, publication: Publication) -> Result<(), Full> {
+        self.push(Envelope::Publish(publication))
+    }
+
+    pub(crate) fn push(&self, envelope: Envelope) -> Result<(), Full> {
+        self.0.push(envelope)
+    }
+
+    pub(crate) fn pop(&self) -> Option<Envelope> {
+        self.0.pop()
+    }
+}
 
 /// A shard's place in the mesh.
 #[derive(Debug)]
@@ -20,8 +39,9 @@ impl MeshSeat {
     }
 
     /// The queue through which any thread reaches this shard.
-    pub(crate) fn inbox(&self) -> Inbox {
-        self.0.inbox()
+    #[must_use]
+    pub fn inbox(&self) -> Inbox {
+        Inbox(self.0.inbox())
     }
 }
 

@@ -96,6 +96,7 @@ pub(crate) struct Tally {
     pub(crate) spawned: u64,
     pub(crate) finished: u64,
     pub(crate) publications: u64,
+    pub(crate) publications_outside: u64,
     pub(crate) subscriptions: u64,
     /// Publications that clients heard.
     pub(crate) heard: u64,

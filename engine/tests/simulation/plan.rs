@@ -50,6 +50,8 @@ pub(crate) struct Odds {
     pub(crate) publish: usize,
     /// More publications at once than a ring of the mesh holds.
     pub(crate) storm: usize,
+    /// Of publications by a thread outside the shards.
+    pub(crate) outside: usize,
     pub(crate) user_ping: usize,
     /// Of pings on either side: they come by the dozen.
     pub(crate) ping_flood: usize,
@@ -170,6 +172,7 @@ fn odds(random: &Random) -> Odds {
         subscribe: some(50, 40),
         publish: some(50, 50),
         storm: some(8, 5),
+        outside: some(50, 100),
         user_ping: some(30, 20),
         ping_flood: some(30, 50),
         handler_close: some(25, 10),

@@ -1,8 +1,9 @@
 //! What must be true of topics: who is to hear which publication, and in which order (`docs/order.md`).
 //!
-//! A publication says which one it is. For every listener, topic and publishing shard a queue has what is to
-//! come. What *must* come was published while the subscription was in effect; what *may* come was
-//! published in a turn that had not ended when the subscription began, or had not been heard when it ended.
+//! A publication says which one it is. For every listener, topic and publishing shard, or the one thread
+//! outside the shards, a queue has what is to come. What *must* come was published while the subscription was
+//! in effect; what *may* come was published in a turn that had not ended when the subscription began, or had
+//! not been heard when it ended.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -63,6 +64,8 @@ struct Expected {
 pub(crate) const TOPICS: usize = 6;
 /// The topic that conflates.
 pub(crate) const CONFLATING: usize = 2;
+/// In place of a shard, where a thread outside the shards publishes.
+pub(crate) const OUTSIDE: usize = 3;
 /// Tells publications from other messages.
 const MAGIC: &[u8; 8] = b"\xFFpublish";
 const HEAD_BYTES: usize = MAGIC.len() + 8;
@@ -105,7 +108,8 @@ impl Model {
         payload
     }
 
-    /// A handler of `shard` published this payload; `excluded` is its connection if it is not to hear itself.
+    /// A handler of `shard`, or somebody [`OUTSIDE`], published this payload; `excluded` is its connection if
+    /// it is not to hear itself.
     pub(crate) fn published(
         &mut self,
         shard: usize,
@@ -119,11 +123,16 @@ impl Model {
         self.narrate(|| {
             format!("shard {shard}: publication {number} to {topic}, {length} bytes: {status:?}")
         });
-        self.tally.publications += 1;
+        if shard == OUTSIDE {
+            self.tally.publications_outside += 1;
+        } else {
+            self.tally.publications += 1;
+        }
         let stream = Stream { topic, shard, key: if topic == CONFLATING { key } else { 0 } };
         let publications = &mut self.publications;
         publications.published.push(Publication { stream, excluded, length });
-        if status == PublishStatus::Published {
+        // From outside there are no turns: it is on its way at once.
+        if status == PublishStatus::Published && shard != OUTSIDE {
             publications.this_turn.entry(shard).or_default().push(number);
         }
         let mut listened = false;

@@ -3,9 +3,9 @@
 use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
 use ringwire::{
-    CloseCode, Initiator, OutboxFull,
+    CloseCode, Initiator, Message, OutboxFull, PublishStatus,
     connection::Timestamp,
-    shard::{MeshSeat, TopicRegistry},
+    shard::{Inbox, MeshSeat, Publication, TopicRegistry},
 };
 
 use crate::{
@@ -15,12 +15,15 @@ use crate::{
     model::{Model, NOBODY, Record},
     network::Link,
     plan::{Plan, WINDOW},
+    publications::{CONFLATING, OUTSIDE, topic_name},
     random::Random,
 };
 
 pub(crate) struct World {
     now: Timestamp,
     shards: Vec<Host>,
+    /// By shard: how a thread outside reaches it.
+    inboxes: Vec<Inbox>,
     clients: Vec<Client>,
     /// By client.
     links: Vec<Link>,
@@ -38,6 +41,7 @@ pub(crate) struct Summary {
     pub(crate) drains: u64,
     pub(crate) closed: u64,
     pub(crate) publications: u64,
+    pub(crate) publications_outside: u64,
     pub(crate) publications_heard: u64,
 }
 
@@ -48,6 +52,7 @@ impl Summary {
         self.drains += other.drains;
         self.closed += other.closed;
         self.publications += other.publications;
+        self.publications_outside += other.publications_outside;
         self.publications_heard += other.publications_heard;
     }
 }
@@ -67,9 +72,11 @@ impl World {
         };
         let now = Timestamp::from_millis(shared.random.below(1 << 40) as u64);
         let registry = TopicRegistry::new(shared.plan.shards);
-        let seats = MeshSeat::connect(shared.plan.shards).into_iter().enumerate();
+        let seats = MeshSeat::connect(shared.plan.shards);
+        let inboxes = seats.iter().map(MeshSeat::inbox).collect();
+        let seats = seats.into_iter().enumerate();
         let shards = seats.map(|(index, seat)| Host::new(index, &shared, seat, &registry, now)).collect();
-        Self { now, shards, clients: Vec::new(), links: Vec::new(), registry, shared, activity: 0 }
+        Self { now, shards, inboxes, clients: Vec::new(), links: Vec::new(), registry, shared, activity: 0 }
     }
 
     /// Lives through everything, to the end of the last connection.
@@ -97,6 +104,7 @@ impl World {
             drains: tally.drains,
             closed: tally.closed,
             publications: tally.publications,
+            publications_outside: tally.publications_outside,
             publications_heard: tally.heard,
         };
         if model.failures.is_empty() { Ok(summary) } else { Err(std::mem::take(&mut model.failures)) }
@@ -130,7 +138,8 @@ impl World {
                 let shard = random.below(self.shards.len());
                 self.shards[shard].decide(self.now);
             }
-            95..=97 => self.reach_in(),
+            95 => self.publish_from_outside(),
+            96..=97 => self.reach_in(),
             _ => self.intervene(),
         }
         self.end_turns(self.shared.plan.turn_ends);
@@ -199,6 +208,33 @@ impl World {
     fn reach_in(&mut self) {
         if let Some((shard, at)) = self.transport() {
             self.shards[shard].reach_in(at, self.now);
+        }
+    }
+
+    /// A thread outside the shards publishes, as an engine's handle does it.
+    fn publish_from_outside(&mut self) {
+        let (random, plan) = (&self.shared.random, &self.shared.plan);
+        if !random.chance(plan.odds.outside) {
+            return;
+        }
+        for _ in 0..random.within(1, 5) {
+            let topic = *random.one_of(&plan.topics);
+            let length = 16 + plan.message_bytes(random, if topic == CONFLATING { 300 } else { 20_000 });
+            let key = if topic == CONFLATING { (OUTSIDE * 4 + random.below(4)) as u64 } else { 0 };
+            let interest =
+                self.registry.find(&topic_name(topic)).filter(|interest| interest.subscribers() > 0);
+            let status =
+                if interest.is_some() { PublishStatus::Published } else { PublishStatus::NoSubscribers };
+            let mut model = self.shared.model.borrow_mut();
+            let payload = model.next_publication(length);
+            model.published(OUTSIDE, topic, key, None, length, status);
+            let Some(interest) = interest else { continue };
+            let publication = Publication::foreign(&interest, Message::Binary(&payload), key);
+            for shard in (0..self.shards.len()).filter(|shard| interest.interests(*shard)) {
+                let published = self.inboxes[shard].publish(publication.clone());
+                model.check(NOBODY, published.is_ok(), "an inbox has room for a few");
+                self.shards[shard].rung = true;
+            }
         }
     }
 
