@@ -1,7 +1,7 @@
 //! One client thread's share of the connections: receives, checks, masks and sends, and nothing else.
 //!
-//! One receive buffer and one frame to be sent serve all connections. A connection keeps bytes of its own only
-//! while the socket does not take them.
+//! One receive buffer and one frame to be sent serve all connections. A connection keeps bytes of its own
+//! only while the socket does not take them.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -159,8 +159,8 @@ impl Lane {
             return Ok((connection, 0));
         }
         let mut replies = 0;
-        // A socket tells once that there is something: it has to be emptied, and is when it had less than there
-        // was room for, unless its end is in there too.
+        // A socket tells once that there is something: it has to be emptied, and is when it had less than
+        // there was room for, unless its end is in there too.
         while let Some(received) = self.receive(connection)? {
             replies += self.take(connection, received)?;
             if received < self.incoming.len() && !is_ending {

@@ -1,13 +1,13 @@
 //! What is sent, and what must therefore come back.
 //!
-//! Every message of a run has the same length. Its mask key and its content follow from its *number*: sixteen
-//! letters that spell the number (if it is that long), then its body. So a reply can be checked piece by piece as
-//! it arrives, without keeping it, and a reply that is lost, doubled or out of order shows.
+//! Every message of a run has the same length. Its mask key and its content follow from its *number*:
+//! sixteen letters that spell the number (if it is that long), then its body. So a reply can be checked piece
+//! by piece as it arrives, without keeping it, and a reply that is lost, doubled or out of order shows.
 //!
-//! A binary message's body is the same on its way to the server in every frame: it is the key, another one for
-//! each message, that makes another payload of it. So nothing needs to be copied or masked to be sent, and a
-//! reply is unmasked in the same pass that compares it. Text has to stay text: one of a few prepared bodies is
-//! copied and masked for each message.
+//! A binary message's body is the same on its way to the server in every frame: it is the key, another one
+//! for each message, that makes another payload of it. So nothing needs to be copied or masked to be sent,
+//! and a reply is unmasked in the same pass that compares it. Text has to stay text: one of a few prepared
+//! bodies is copied and masked for each message.
 
 use std::fmt;
 
