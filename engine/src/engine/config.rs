@@ -43,8 +43,10 @@ pub struct Config {
     pub fragments_max: u32,
     /// The largest head of an upgrade request, in bytes; larger ones are answered with 431. Default: 8 KiB.
     pub header_bytes_max: usize,
-    /// What may wait to be sent to one peer, in bytes of encoded frames; data frames never exceed it.
-    /// Default: 1 MiB.
+    /// What may wait to be sent to one peer, in bytes of encoded frames; data frames never exceed it. Where
+    /// received messages are sent back or published, it has to hold the largest of them
+    /// (`message_bytes_max` and 10 bytes), or those would count as a full outbox even of peers who keep up.
+    /// Default: 2 MiB.
     pub outbox_bytes_max: usize,
     /// Above this a send answers `Backpressure`. Default: 256 KiB.
     pub outbox_bytes_high: usize,
@@ -132,7 +134,7 @@ impl Config {
             message_bytes_max: 1024 * 1024,
             fragments_max: 16 * 1024,
             header_bytes_max: 8 * 1024,
-            outbox_bytes_max: 1024 * 1024,
+            outbox_bytes_max: 2 * 1024 * 1024,
             outbox_bytes_high: 256 * 1024,
             outbox_bytes_low: 64 * 1024,
             outbox_full: OutboxFull::Close(CloseCode::TRY_AGAIN_LATER),

@@ -15,6 +15,7 @@ use crate::{
 
 on_both_drivers!(
     every_size_comes_back,
+    the_largest_message_comes_back_by_default,
     pipelined_messages_come_back_in_order,
     fragments_come_back_as_one_message,
     bytes_that_arrive_one_by_one_are_understood,
@@ -54,6 +55,20 @@ fn every_size_comes_back(driver: Driver) {
     let counters = server.stop(Duration::from_secs(5));
     assert_eq!(counters.messages_received, counters.messages_sent);
     assert_eq!(counters.protocol_errors, 0);
+}
+
+fn the_largest_message_comes_back_by_default(driver: Driver) {
+    let server = Server::echo(driver);
+    let mut client = server.connect();
+    let payload = noise(config(driver).message_bytes_max, 1);
+    // In one piece, relayed, and behind a small one, copied.
+    client.send_binary(&payload);
+    assert!(client.receive_binary() == payload);
+    let mut both = client.frame(OpCode::Text, b"small");
+    both.extend(client.frame(OpCode::Binary, &payload));
+    client.write(&both);
+    assert_eq!(client.receive_text(), "small");
+    assert!(client.receive_binary() == payload);
 }
 
 fn pipelined_messages_come_back_in_order(driver: Driver) {

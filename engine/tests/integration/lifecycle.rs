@@ -47,6 +47,7 @@ fn an_address_in_use_is_an_error(driver: Driver) {
 }
 
 fn a_bad_configuration_is_an_error(driver: Driver) {
+    const MIB: usize = 1024 * 1024;
     let mut zero = config(driver);
     zero.connections_max = 0;
     let mut marks = config(driver);
@@ -55,7 +56,7 @@ fn a_bad_configuration_is_an_error(driver: Driver) {
     code.outbox_full = OutboxFull::Close(CloseCode::NO_STATUS);
     for (config, expected) in [
         (zero, ConfigError::Zero { field: "connections_max" }),
-        (marks, ConfigError::OutboxMarks { low: 1024 * 1024 + 1, high: 256 * 1024, max: 1024 * 1024 }),
+        (marks, ConfigError::OutboxMarks { low: 2 * MIB + 1, high: MIB / 4, max: 2 * MIB }),
         (code, ConfigError::CloseCode { code: 1005 }),
     ] {
         let error = start(config).expect_err("a contradiction");
