@@ -277,10 +277,13 @@ impl<H: Handler> Shard<H> {
         self.context.topics.end_window(topic);
     }
 
-    /// Delivers what has been published so far, windows or not: it would come too late for connections that
-    /// are closed now.
+    /// Carries out what has been asked so far, and delivers what has been published, windows or not: it would
+    /// come too late for connections that are closed now.
     pub(super) fn deliver_all(&mut self) {
         self.receive_publications();
+        while let Some(envelope) = self.pending.pop_front() {
+            self.handle_envelope(envelope, None);
+        }
         self.context.topics.seal_all();
         self.deliver_ready();
     }

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ringwire::{Config, Driver, OutboxFull, Upgrade, protocol::OpCode};
+use ringwire::{CloseCode, Config, Driver, OutboxFull, SendStatus, Upgrade, protocol::OpCode};
 
 use crate::{
     client::{Client, Received, noise, request},
@@ -30,6 +30,7 @@ on_both_drivers!(
     everyone_who_waits_to_be_accepted_is_accepted,
     paused_connections_are_closed,
     futures_are_dropped,
+    what_was_asked_before_a_stop_is_done_before_it,
 );
 
 /// A script that counts its opens and closes, and fails where they do not match.
@@ -293,4 +294,26 @@ fn futures_are_dropped(driver: Driver) {
     let mut told: Vec<_> = told.try_iter().collect();
     told.sort_unstable();
     assert_eq!(told, ["began at the end", "sleeps", "waits for ever"]);
+}
+
+fn what_was_asked_before_a_stop_is_done_before_it(driver: Driver) {
+    // Whether a shard that is woken finds all of it is up to chance.
+    for _ in 0..20 {
+        let (tell, told) = mpsc::channel();
+        let server = Server::start(config(driver), move |_| {
+            let tell = tell.clone();
+            Script::echo().on_open(move |connection| tell.send(connection.id()).expect("the test listens"))
+        });
+        let [mut one, mut other] = [server.connect(), server.connect()];
+        let ids = collect(&told, 2);
+        let sent = server.handle.send(ids[0], "goodbye").expect("room");
+        let closed = server.handle.close(ids[1], CloseCode::TRY_AGAIN_LATER, "full").expect("room");
+        server.handle.stop(Duration::from_secs(20));
+        assert_eq!(sent.wait(), Ok(Ok(SendStatus::Sent)));
+        assert_eq!(closed.wait(), Ok(Ok(())));
+        assert_eq!(one.receive_text(), "goodbye");
+        assert_eq!((one.receive_close(), other.receive_close()), (Some(1001), Some(1013)));
+        drop((one, other));
+        assert_eq!(server.stop(Duration::ZERO).stale_ids, 0);
+    }
 }
