@@ -51,6 +51,8 @@ pub struct SendBuffer {
     offset: usize,
     /// A part has left, or counts as if it had: the rest must follow.
     torn: bool,
+    /// Where the first whole frame begins, in `bytes`.
+    lead: u32,
     /// What the control frames among these bytes count for.
     control: u16,
 }
@@ -69,23 +71,33 @@ impl SendBuffer {
     #[must_use]
     pub fn owned(bytes: Vec<u8>, offset: usize) -> Self {
         assert!(offset <= bytes.len(), "offset beyond the end");
-        Self { bytes: Bytes::Owned(bytes), offset, torn: false, control: 0 }
+        Self { bytes: Bytes::Owned(bytes), offset, torn: false, lead: saturated(offset), control: 0 }
     }
 
     /// Sends a frame that others send as well.
     #[must_use]
     pub fn shared(frame: LocalFrame) -> Self {
-        Self { bytes: Bytes::Shared(frame), offset: 0, torn: false, control: 0 }
+        Self { bytes: Bytes::Shared(frame), offset: 0, torn: false, lead: 0, control: 0 }
     }
 
     /// What is still to be sent.
     #[must_use]
     pub fn unsent(&self) -> &[u8] {
-        let bytes = match &self.bytes {
+        &self.bytes()[self.offset..]
+    }
+
+    /// All bytes from the first whole frame on, and how many of them have been sent.
+    #[must_use]
+    pub fn frames(&self) -> (&[u8], usize) {
+        let lead = (self.lead as usize).min(self.bytes().len());
+        (&self.bytes()[lead..], self.offset.saturating_sub(lead))
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match &self.bytes {
             Bytes::Owned(bytes) => bytes,
             Bytes::Shared(frame) => frame.bytes(),
-        };
-        &bytes[self.offset..]
+        }
     }
 
     /// How many bytes are still to be sent.
@@ -112,9 +124,11 @@ impl SendBuffer {
         self.skip(bytes);
     }
 
-    /// What is here must leave as it is: a part of it already left in another buffer, or it is no frame.
-    pub fn mark_torn(&mut self) {
+    /// What is here must leave as it is: the first `bytes` are the rest of a frame of which a part has left,
+    /// or no frame.
+    pub fn mark_torn(&mut self, bytes: usize) {
         self.torn = true;
+        self.lead = saturated(self.offset + bytes);
     }
 
     /// What the control frames among these bytes count for, by the measure of whoever queued them.
@@ -132,6 +146,7 @@ impl SendBuffer {
     pub fn keep(&mut self, bytes: Vec<u8>) {
         self.bytes = Bytes::Owned(bytes);
         self.offset = 0;
+        self.lead = 0;
     }
 
     /// How much memory this buffer holds for itself.
@@ -164,6 +179,11 @@ impl SendBuffer {
             Bytes::Shared(_) => None,
         }
     }
+}
+
+/// Beyond 4 GiB no whole frames are told apart.
+fn saturated(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
 // SAFETY: the pointer stays valid for `bytes_init` bytes while the value lives, wherever it is moved: both

@@ -80,6 +80,30 @@ pub(super) fn drop_all(queue: &mut Queue) -> Dropped {
     dropped
 }
 
+/// How many data frames have not begun to leave.
+pub(super) fn whole_messages(queue: &Queue) -> u64 {
+    let mut messages = 0;
+    for entry in queue.iter() {
+        let mut position = begun_bytes(&entry.buffer);
+        while let Some((frame, is_data)) = frame_at(entry.buffer.unsent(), position) {
+            position = frame.end;
+            messages += u64::from(is_data);
+        }
+    }
+    messages
+}
+
+/// How many of the unsent bytes are the rest of a frame of which a part has left, or no frame.
+pub(super) fn begun_bytes(buffer: &SendBuffer) -> usize {
+    let (frames, sent) = buffer.frames();
+    let mut position = 0;
+    while position < sent {
+        position = frame_at(frames, position).map_or(frames.len(), |(frame, _)| frame.end);
+    }
+    let before_frames = buffer.len() - (frames.len() - sent);
+    before_frames + position - sent
+}
+
 /// Whether `excess` bytes of data frames may be dropped.
 pub(super) fn can_drop(queue: &Queue, excess: usize) -> bool {
     let mut bytes = 0;

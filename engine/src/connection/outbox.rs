@@ -192,9 +192,10 @@ impl Outbox {
     /// Queues bytes that are no frame: the answer to the upgrade request.
     pub(super) fn push_response(&mut self, response: Vec<u8>) {
         self.bytes += response.len();
+        let bytes = response.len();
         let mut buffer = SendBuffer::owned(response, 0);
         // Nothing may drop it or be written into it.
-        buffer.mark_torn();
+        buffer.mark_torn(bytes);
         self.queue.push_back(Entry { buffer, key: None });
     }
 
@@ -227,6 +228,11 @@ impl Outbox {
         self.pending_pong = None;
         self.bytes -= dropped.bytes;
         dropped
+    }
+
+    /// How many data frames have not begun to leave.
+    pub(super) fn unsent_messages(&self) -> u64 {
+        drops::whole_messages(&self.queue)
     }
 
     /// Drops the oldest data frames that have not begun to leave until there is room for `bytes`, if that can
@@ -298,7 +304,7 @@ impl Outbox {
     ) -> bool {
         if !rest.is_empty() {
             if bytes > 0 {
-                rest.mark_torn();
+                rest.mark_torn(rest.len());
             }
             self.queue.push_front(rest);
         }
@@ -364,7 +370,8 @@ impl Outbox {
     }
 
     fn coalesce(&mut self, mut front: SendBuffer, corks: &mut CorkPool) -> SendBuffer {
-        let (torn, mut control) = (front.is_torn(), front.control());
+        let torn = front.is_torn().then(|| drops::begun_bytes(&front));
+        let mut control = front.control();
         let joins = |bytes: &usize| *bytes <= COALESCED_BYTES_MAX;
         let sums = self.queue.iter().scan(front.len(), |sum, next| {
             *sum += next.buffer.len();
@@ -394,8 +401,8 @@ impl Outbox {
         }
         let mut joined = SendBuffer::owned(joined, 0);
         joined.add_control(control);
-        if torn {
-            joined.mark_torn();
+        if let Some(begun) = torn {
+            joined.mark_torn(begun);
         }
         joined
     }

@@ -307,8 +307,8 @@ impl<H: Handler> Shard<H> {
         self.settle(id);
         self.unsubscribe_all(id);
         self.wheel.cancel(id.index());
-        let mut slot = self.slots.remove(id.index());
-        self.context.counters.dropped_unsent.add(slot.endpoint.drop_unsent().messages);
+        let slot = self.slots.remove(id.index());
+        self.context.counters.dropped_unsent.add(slot.endpoint.unsent_messages());
         self.context.counters.connections_current.set(self.slots.len() as u64);
     }
 

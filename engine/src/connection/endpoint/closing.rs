@@ -76,9 +76,10 @@ impl Endpoint {
         self.phase = Phase::Closed;
     }
 
-    /// Drops the messages that have not begun to leave: nobody will send them.
-    pub fn drop_unsent(&mut self) -> Dropped {
-        self.outbox.drop_unsent()
+    /// How many messages have not begun to leave.
+    #[must_use]
+    pub fn unsent_messages(&self) -> u64 {
+        self.outbox.unsent_messages()
     }
 
     /// The peer ended its side of the stream.

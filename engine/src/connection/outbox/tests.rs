@@ -480,3 +480,41 @@ fn shrinking_an_outbox_that_is_in_use_changes_nothing() {
     fixture.outbox.shrink();
     assert_eq!(fixture.payloads(), [b"message"]);
 }
+
+#[test]
+fn messages_behind_a_cut_are_known() {
+    // Ten frames of ten bytes, joined into one send of which a part leaves, in two pieces.
+    for sent in 0..=100 {
+        let mut fixture = Fixture::roomy();
+        (0..10).for_each(|_| assert_eq!(fixture.push(b"12345678"), Ok(SendStatus::Sent)));
+        let before = sent / 3;
+        if before > 0 {
+            assert_eq!(fixture.send(before), Some((before, false)));
+        }
+        // What is joined with the rest of a frame is whole.
+        fixture.pong(b"pong");
+        assert_eq!(fixture.push(b"12345678"), Ok(SendStatus::Sent));
+        if sent > before {
+            assert_eq!(fixture.send(sent - before), Some((sent - before, false)));
+        }
+        let begun = sent.div_ceil(10) as u64;
+        assert_eq!(fixture.outbox.unsent_messages(), 11 - begun, "{sent} bytes sent");
+    }
+    // An answer to the upgrade is no message, and those behind it are.
+    let mut fixture = Fixture::roomy();
+    fixture.outbox.push_response(b"HTTP/1.1 101 Switching Protocols".to_vec());
+    assert_eq!(fixture.push(b"one"), Ok(SendStatus::Sent));
+    assert_eq!(fixture.outbox.unsent_messages(), 1);
+    assert_eq!(fixture.send(0), Some((0, false)));
+    assert_eq!(fixture.outbox.unsent_messages(), 1);
+    assert_eq!(fixture.send(5), Some((5, false)));
+    assert_eq!(fixture.outbox.unsent_messages(), 1);
+    // A relayed message that has begun to leave is not counted.
+    let mut fixture = Fixture::roomy();
+    assert_eq!(fixture.outbox.reserve(6, &LIMITS), Ok(SendStatus::Sent));
+    assert_eq!(fixture.push(b"behind"), Ok(SendStatus::Sent));
+    assert!(!fixture.outbox.sent_directly(3, SendBuffer::owned(b"ere".to_vec(), 0), &LIMITS));
+    assert_eq!(fixture.outbox.unsent_messages(), 1);
+    assert_eq!(fixture.send(2), Some((2, false)));
+    assert_eq!(fixture.outbox.unsent_messages(), 1);
+}
