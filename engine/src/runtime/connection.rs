@@ -343,7 +343,10 @@ impl<H: Handler> Task<H> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     shard.handle_relayed(self.id, 0, frame);
                 }
-                Err(error) => shard.handle_transport_error(self.id, &error.to_string()),
+                Err(error) => {
+                    shard.handle_relayed(self.id, 0, frame);
+                    shard.handle_transport_error(self.id, &error.to_string());
+                }
             }
         }
         drop(shard);

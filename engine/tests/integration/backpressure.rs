@@ -7,7 +7,7 @@ use std::{
     io::Read,
     rc::Rc,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU32, Ordering},
         mpsc,
     },
@@ -35,6 +35,7 @@ on_both_drivers!(
     a_full_outbox_of_a_peer_that_never_reads_ends_it,
     an_outbox_filled_on_open_follows_the_answer_to_the_upgrade,
     relayed_messages_are_never_torn,
+    a_relayed_message_that_cannot_leave_is_counted,
     unread_pongs_are_bounded_and_the_newest_arrives,
     a_stalled_send_survives_a_quiet_second,
     a_peer_that_does_not_read_is_heard,
@@ -502,4 +503,28 @@ fn check_stream(driver: Driver, fill_up: fn(&mut Connection<'_, ()>)) {
     reading.join().expect("the reader");
     let most = most_in_a_row.load(Ordering::Relaxed);
     assert!((1..=16).contains(&most), "{most} times a quarter of a MiB before the others had their turn");
+}
+
+fn a_relayed_message_that_cannot_leave_is_counted(driver: Driver) {
+    let (tell, told) = mpsc::channel();
+    let gate = Arc::new(Mutex::new(()));
+    let theirs = Arc::clone(&gate);
+    let server = Server::start(config(driver), move |_| {
+        let (tell, gate) = (tell.clone(), Arc::clone(&theirs));
+        Script::echo().on_message(move |connection, message| {
+            assert_eq!(connection.send(message), SendStatus::Sent);
+            tell.send(()).expect("the test listens");
+            drop(gate.lock());
+        })
+    });
+    let mut client = server.connect();
+    let held = gate.lock().expect("nobody panicked");
+    client.send_binary(&noise(6000, 1));
+    collect(&told, 1);
+    client.reset();
+    drop(held);
+    wait_until_empty(&server);
+    let counters = server.counters();
+    assert_eq!((counters.messages_sent, counters.bytes_sent > 6000), (1, false));
+    assert_eq!(counters.dropped_unsent, 1);
 }
