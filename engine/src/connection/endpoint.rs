@@ -230,9 +230,9 @@ impl Endpoint {
     }
 
     /// Drops the oldest messages that have not begun to leave until there is room for `bytes` more, if that
-    /// can be.
-    pub fn make_room(&mut self, bytes: usize, settings: &Settings) -> Dropped {
-        self.outbox.make_room(bytes, &settings.outbox)
+    /// can be. Those are to take the place of the older value of `key`, if there is one.
+    pub fn make_room(&mut self, bytes: usize, key: Option<ConflationKey>, settings: &Settings) -> Dropped {
+        self.outbox.make_room(bytes, key, &settings.outbox)
     }
 
     /// Accounts for a message that will be sent from the memory where it lies, if nothing is in its way.

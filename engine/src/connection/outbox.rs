@@ -236,9 +236,16 @@ impl Outbox {
     }
 
     /// Drops the oldest data frames that have not begun to leave until there is room for `bytes`, if that can
-    /// be.
-    pub(super) fn make_room(&mut self, bytes: usize, limits: &OutboxLimits) -> Dropped {
-        let excess = self.bytes.saturating_add(bytes).saturating_sub(limits.bytes_max);
+    /// be. An older value of `key` will make room as well: these bytes take its place.
+    pub(super) fn make_room(
+        &mut self,
+        bytes: usize,
+        key: Option<ConflationKey>,
+        limits: &OutboxLimits,
+    ) -> Dropped {
+        let older = key.filter(|_| self.congested).and_then(|key| self.queue.newest(key));
+        let kept = self.bytes - older.map_or(0, |entry| entry.buffer.len());
+        let excess = kept.saturating_add(bytes).saturating_sub(limits.bytes_max);
         // What is torn or in flight stays: nothing is dropped in vain.
         let dropped = if drops::can_drop(&self.queue, excess) {
             drops::drop_oldest(&mut self.queue, excess)

@@ -10,7 +10,7 @@ use std::{
 
 use super::{ConnectionId, Context, Message, publish::opcode, topics::Subscription};
 use crate::{
-    connection::{DropCounts, Endpoint, Full, OutboxFull, SendStatus},
+    connection::{ConflationKey, DropCounts, Endpoint, Full, OutboxFull, SendStatus},
     protocol::{CloseCode, OpCode, frame::frame_bytes},
 };
 
@@ -124,7 +124,7 @@ impl<S> Connection<'_, S> {
     #[inline(never)]
     fn send_copy(&mut self, opcode: OpCode, payload: &[u8]) -> SendStatus {
         let full = self.context.settings.outbox.full;
-        self.context.queue(self.endpoint, full, frame_bytes(payload.len()), 1, |endpoint, context| {
+        self.context.queue(self.endpoint, full, frame_bytes(payload.len()), 1, None, |endpoint, context| {
             endpoint.send(opcode, payload, &context.settings, &mut context.corks)
         })
     }
@@ -198,21 +198,26 @@ impl<S> Connection<'_, S> {
 
 impl Context {
     /// Queues `messages` for a connection by `push`, and carries out what `full` says when there is no room
-    /// for their `bytes`.
+    /// for their `bytes`, which replace an older value of `key`.
     pub(super) fn queue(
         &mut self,
         endpoint: &mut Endpoint,
         full: OutboxFull,
         bytes: usize,
         messages: u32,
+        key: Option<ConflationKey>,
         mut push: impl FnMut(&mut Endpoint, &mut Self) -> Result<SendStatus, Full>,
     ) -> SendStatus {
         let messages = u64::from(messages);
         let mut pushed = push(endpoint, self);
-        if pushed.is_err() && full == OutboxFull::DropOldest {
-            let dropped = endpoint.make_room(bytes, &self.settings);
+        // Twice where the older value was itself among the oldest: then it has no place to give any more.
+        while pushed.is_err() && full == OutboxFull::DropOldest {
+            let dropped = endpoint.make_room(bytes, key, &self.settings);
             self.counters.dropped_oldest.add(dropped.messages);
             endpoint.note_dropped(|drops| &mut drops.oldest, dropped.messages);
+            if dropped.messages == 0 {
+                break;
+            }
             pushed = push(endpoint, self);
         }
         match pushed {

@@ -108,7 +108,7 @@ impl Context {
             return self.queue_each(endpoint, full, frame.bytes());
         }
         let mut replaced = false;
-        let status = self.queue(endpoint, full, bytes, messages, |endpoint, context| {
+        let status = self.queue(endpoint, full, bytes, messages, key, |endpoint, context| {
             Ok(match endpoint.send_shared(frame, key, &context.settings)? {
                 SharedStatus::Queued(status) => status,
                 SharedStatus::Replaced => {
@@ -130,7 +130,7 @@ impl Context {
         let mut sent = 0;
         while let Ok(Some((header, header_bytes))) = FrameHeader::decode(frames) {
             let (frame, rest) = frames.split_at(header_bytes + header.payload_bytes as usize);
-            let status = self.queue(endpoint, full, frame.len(), 1, |endpoint, context| {
+            let status = self.queue(endpoint, full, frame.len(), 1, None, |endpoint, context| {
                 let payload = &frame[header_bytes..];
                 endpoint.send(header.opcode, payload, &context.settings, &mut context.corks)
             });

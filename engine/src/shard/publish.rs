@@ -180,7 +180,7 @@ impl<S> Connection<'_, S> {
         let frame = LocalFrame::new(message.0.clone());
         let bytes = frame.bytes().len();
         let full = self.context.settings.outbox.full;
-        self.context.queue(self.endpoint, full, bytes, 1, |endpoint, context| {
+        self.context.queue(self.endpoint, full, bytes, 1, None, |endpoint, context| {
             match endpoint.send_shared(&frame, None, &context.settings)? {
                 SharedStatus::Queued(status) => Ok(status),
                 SharedStatus::Replaced => Ok(SendStatus::Sent),

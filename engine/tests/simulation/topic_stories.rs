@@ -193,6 +193,42 @@ fn a_new_topic_does_not_replace_the_values_of_a_forgotten_one() {
 }
 
 #[test]
+fn a_larger_value_of_a_key_drops_no_more_than_it_takes() {
+    let frame = |payload: usize| payload + if payload < 126 { 2 } else { 4 };
+    let (small, large) = (vec![0u8; 48], vec![1u8; 496]);
+    // Twenty small values and a large one fit, to the byte.
+    let mut story = Story::begin(1, 20 * frame(48) + frame(496), OutboxFull::DropOldest);
+    let (slow, publisher) = (story.connect(0), story.connect(0));
+    story.subscribe(slow, "latest/news");
+    let publish = |story: &mut Story, key: u64, payload: &[u8]| {
+        story.reach_in(publisher, |connection| {
+            connection.publish_keyed("latest/news", key, payload);
+        });
+        story.end_turns();
+    };
+    (0..10).for_each(|key| publish(&mut story, key, &small));
+    publish(&mut story, 100, &large);
+    (10..20).for_each(|key| publish(&mut story, key, &small));
+    // One byte more: one small value makes room for it.
+    let larger = vec![2u8; 497];
+    publish(&mut story, 100, &larger);
+    story.reach_in(slow, |connection| {
+        let drops = connection.drops();
+        assert_eq!((drops.oldest, drops.newest, drops.conflated), (1, 0, 1));
+    });
+    let (messages, _) = story.hear(slow);
+    assert_eq!(messages.len(), 20);
+    assert_eq!(messages.iter().filter(|message| **message == larger).count(), 1);
+    // Where the oldest is the value itself, it is replaced all the same.
+    publish(&mut story, 100, &large);
+    (0..20).for_each(|key| publish(&mut story, key, &small));
+    publish(&mut story, 100, &larger);
+    let (messages, _) = story.hear(slow);
+    assert_eq!(messages.iter().filter(|message| **message == larger).count(), 1);
+    assert!(!messages.contains(&large));
+}
+
+#[test]
 fn of_publications_that_came_together_those_are_dropped_that_do_not_fit() {
     let block: Vec<Vec<u8>> = (0..20u8).map(|number| vec![number; 98]).collect();
     // Ten frames of a hundred bytes fit.
