@@ -151,6 +151,12 @@ impl<T: Weight> MeshEnd<T> {
         waiting
     }
 
+    /// The next staged value, and where it was to go: for a shard that ends.
+    pub fn take_staged(&mut self) -> Option<(usize, T)> {
+        let staged = self.outbound.iter_mut().enumerate();
+        staged.into_iter().find_map(|(to, outbound)| outbound.staged.pop_front().map(|value| (to, value)))
+    }
+
     /// The next shard whose bell is to be rung, because something was pushed to it.
     pub fn poll_ring(&mut self) -> Option<usize> {
         let to = self.outbound.iter().position(|outbound| outbound.unrung)?;

@@ -428,6 +428,7 @@ impl<H: Handler> Worker<H> {
             monoio::time::sleep(SETTLE).await;
             let _ = self.obey(self.mailbox());
         }
+        self.shard.borrow_mut().abandon_staged();
     }
 }
 

@@ -262,6 +262,17 @@ impl<H: Handler> Shard<H> {
         self.mesh.push_staged()
     }
 
+    /// This shard ends: what waits for room on its way to another one is not sent, but counted.
+    pub fn abandon_staged(&mut self) {
+        while let Some((shard, envelope)) = self.mesh.take_staged() {
+            if let Envelope::Publish(publication) = envelope
+                && publication.topic.interests(shard)
+            {
+                self.context.counters.envelopes_refused.add(u64::from(publication.count));
+            }
+        }
+    }
+
     /// The next shard that is to be woken because something was sent to it.
     pub fn poll_wake(&mut self) -> Option<usize> {
         self.mesh.poll_ring()

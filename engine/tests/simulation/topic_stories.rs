@@ -473,3 +473,33 @@ fn what_a_full_mesh_refuses_is_counted() {
     story.end_turns();
     assert_eq!((story.hear(near).0, story.hear(far).0), (vec![b"next".to_vec()], vec![b"next".to_vec()]));
 }
+
+#[test]
+fn what_is_on_its_way_when_a_shard_ends_is_counted() {
+    const KEYS: u64 = 5000;
+    let mut story = Story::begin(2, ROOMY, OutboxFull::DropNewest);
+    let (far, publisher) = (story.connect(1), story.connect(0));
+    story.subscribe(far, "latest/news");
+    story.reach_in(publisher, |connection| {
+        for key in 0..KEYS {
+            connection.publish_keyed("latest/news", key, &key.to_be_bytes());
+        }
+    });
+    // The other shard does nothing all the while: a ring's worth is on its way to it.
+    assert!(story.shards[0].flush_topics());
+    story.shards[0].abandon_staged();
+    let refused = story.counters().envelopes_refused;
+    assert!(refused > 0 && refused < KEYS, "{refused}");
+    story.end_turns();
+    assert_eq!(story.hear(far).0.len() as u64, KEYS - refused);
+    // Nobody misses what nobody subscribes to any more.
+    story.reach_in(publisher, |connection| {
+        for key in 0..KEYS {
+            connection.publish_keyed("latest/news", key, &key.to_be_bytes());
+        }
+    });
+    story.shards[0].flush_topics();
+    story.shards[1].handle_closed(far);
+    story.shards[0].abandon_staged();
+    assert_eq!(story.counters().envelopes_refused, refused);
+}
