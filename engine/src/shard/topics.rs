@@ -249,6 +249,7 @@ impl TopicTable {
         if let Some(publisher) = post.publisher {
             staged.own.push(OwnFrame { publisher, start, end: staged.frames.len() });
         }
+        self.seal_if_full(index);
         true
     }
 
@@ -287,6 +288,14 @@ impl TopicTable {
         staged.count += publication.count;
         if gathers {
             staged.forwarded = (staged.frames.len(), staged.count);
+        }
+        self.seal_if_full(index);
+    }
+
+    /// A block that is full waits for nothing more.
+    fn seal_if_full(&mut self, index: u32) {
+        if self.topics[index as usize].staged.frames.len() >= GATHERED_BYTES_MAX {
+            self.seal(index);
         }
     }
 
@@ -417,7 +426,7 @@ impl TopicTable {
         let topic = &self.topics[index as usize];
         let (staged, window) = (&topic.staged, topic.settings.window);
         let mixes = window.is_none() && staged.is_foreign != is_foreign;
-        if staged.count > 0 && (mixes || staged.frames.len() >= GATHERED_BYTES_MAX) {
+        if staged.count > 0 && mixes {
             self.seal(index);
         } else if window.is_some() && is_foreign {
             self.forward_staged(index);

@@ -13,6 +13,7 @@ on_both_drivers!(
     a_window_delivers_everything_in_order,
     windows_of_two_shards_lose_nothing_to_newcomers,
     an_open_window_does_not_hold_up_a_stop,
+    a_window_that_is_full_leaves_at_once,
 );
 
 fn a_window_delivers_everything_in_order(driver: Driver) {
@@ -38,6 +39,24 @@ fn a_window_delivers_everything_in_order(driver: Driver) {
     let burst = || (0..16).map(|number| number.to_string());
     clients[..3].iter_mut().for_each(|client| expect(client, burst().chain(burst())));
     expect(&mut clients[3], burst());
+}
+
+fn a_window_that_is_full_leaves_at_once(driver: Driver) {
+    let topics = Topics::start(config(driver));
+    let mut clients = [0, 1].map(|shard| topics.connect_on(shard));
+    clients.iter_mut().for_each(|client| subscribe(client, "hour/news"));
+    let mut publisher = topics.connect_on(0);
+    // Five of them are more than 32 KiB.
+    let payload = "x".repeat(7000);
+    for _ in 0..5 {
+        publisher.send_text(&format!("pub hour/news {payload}"));
+    }
+    clients.iter_mut().for_each(|client| expect(client, vec![payload.clone(); 5]));
+    // From a foreign thread as well.
+    for _ in 0..5 {
+        topics.server.handle.publish("hour/news", &payload).expect("room");
+    }
+    clients.iter_mut().for_each(|client| expect(client, vec![payload.clone(); 5]));
 }
 
 fn an_open_window_does_not_hold_up_a_stop(driver: Driver) {
