@@ -28,7 +28,7 @@ use slab::Slab;
 
 use self::{
     connection::Lent,
-    publish::Intent,
+    publish::Intents,
     topics::{Subscription, TopicTable},
     upgrade::LocalFuture,
 };
@@ -87,7 +87,7 @@ pub(crate) struct Context {
     lent: Lent,
     topics: TopicTable,
     topic_limits: TopicLimits,
-    intents: Vec<Intent>,
+    intents: Intents,
     random: u64,
 }
 
@@ -152,7 +152,7 @@ impl<H: Handler> Shard<H> {
                 lent: Lent::default(),
                 topics: TopicTable::new(0, TopicRegistry::new(1), TopicRules::default(), Arc::default()),
                 topic_limits: TopicLimits::default(),
-                intents: Vec::new(),
+                intents: Intents::default(),
                 random: seed | 1,
             },
             mesh: mesh(1).remove(0),

@@ -3,7 +3,7 @@
 //! Order: publications of one shard to one topic reach every subscriber in the order they were published. A
 //! subscription begins after everything that had been sent to this shard before it; see `docs/order.md`.
 
-use std::{any::Any, rc::Rc};
+use std::{any::Any, collections::BTreeMap, rc::Rc};
 
 use super::{
     Connection, ConnectionId, Handler, Message, Shard,
@@ -52,11 +52,27 @@ pub enum SubscribeError {
     Closing,
 }
 
-/// A change of subscriptions that takes effect when the handler has returned.
-#[derive(Debug)]
-pub(super) enum Intent {
-    Subscribe(Box<str>),
-    Unsubscribe(Box<str>),
+/// Changes of subscriptions that take effect when the handler has returned.
+///
+/// Invariant: nothing but differences from what the connection has, `joined` topics to subscribe to and `left`
+/// ones to unsubscribe from. A call may ask for any number of changes: each is found by its topic.
+#[derive(Debug, Default)]
+pub(super) struct Intents {
+    topics: BTreeMap<Box<str>, Intent>,
+    joined: usize,
+    left: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Intent {
+    Subscribe,
+    Unsubscribe,
+}
+
+impl Intents {
+    pub(super) fn is_empty(&self) -> bool {
+        self.topics.is_empty()
+    }
 }
 
 /// How many envelopes of one source are handled in one turn: the others have their turn as well.
@@ -81,32 +97,27 @@ impl<S> Connection<'_, S> {
         if !(self.allows_subscription)(self.session, topic) {
             return Err(SubscribeError::NotAllowed);
         }
-        if self.will_subscribe(topic) {
+        if self.is_subscribed(topic) {
             return Ok(());
         }
-        let (mut count, mut ended) = (self.subscriptions.len(), 0);
-        for intent in &self.context.intents {
-            match intent {
-                Intent::Subscribe(_) => count += 1,
-                Intent::Unsubscribe(_) => ended += 1,
-            }
-        }
-        if count - ended >= limits.topics_max {
+        let intents = &mut self.context.intents;
+        if self.subscriptions.len() + intents.joined - intents.left >= limits.topics_max {
             return Err(SubscribeError::TooMany { topics_max: limits.topics_max });
         }
-        self.context.intents.push(Intent::Subscribe(topic.into()));
+        if intents.topics.remove(topic).is_some() {
+            intents.left -= 1;
+        } else {
+            intents.topics.insert(topic.into(), Intent::Subscribe);
+            intents.joined += 1;
+        }
         Ok(())
     }
 
-    /// Whether this connection subscribes to a topic when the handler has returned. Invariant: each intent
-    /// changes that.
-    fn will_subscribe(&self, topic: &str) -> bool {
-        for intent in self.context.intents.iter().rev() {
-            match intent {
-                Intent::Subscribe(name) if **name == *topic => return true,
-                Intent::Unsubscribe(name) if **name == *topic => return false,
-                _ => {}
-            }
+    /// Whether this connection subscribes to a topic, when the handler has returned.
+    #[must_use]
+    pub fn is_subscribed(&self, topic: &str) -> bool {
+        if let Some(intent) = self.context.intents.topics.get(topic) {
+            return *intent == Intent::Subscribe;
         }
         let index = self.context.topics.find(topic);
         index.is_some_and(|index| self.subscriptions.iter().any(|entry| entry.topic == index))
@@ -114,8 +125,15 @@ impl<S> Connection<'_, S> {
 
     /// Ends a subscription. Publications that have not been queued for this connection yet will not be.
     pub fn unsubscribe(&mut self, topic: &str) {
-        if self.will_subscribe(topic) {
-            self.context.intents.push(Intent::Unsubscribe(topic.into()));
+        if !self.is_subscribed(topic) {
+            return;
+        }
+        let intents = &mut self.context.intents;
+        if intents.topics.remove(topic).is_some() {
+            intents.joined -= 1;
+        } else {
+            intents.topics.insert(topic.into(), Intent::Unsubscribe);
+            intents.left += 1;
         }
     }
 
@@ -303,10 +321,10 @@ impl<H: Handler> Shard<H> {
         if self.context.intents.is_empty() {
             return;
         }
-        for intent in std::mem::take(&mut self.context.intents) {
+        for (topic, intent) in std::mem::take(&mut self.context.intents).topics {
             match intent {
-                Intent::Subscribe(topic) => self.subscribe(id, &topic),
-                Intent::Unsubscribe(topic) => self.unsubscribe(id, &topic),
+                Intent::Subscribe => self.subscribe(id, &topic),
+                Intent::Unsubscribe => self.unsubscribe(id, &topic),
             }
         }
     }

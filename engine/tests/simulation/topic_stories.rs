@@ -325,6 +325,31 @@ fn the_limit_counts_the_subscriptions_that_there_will_be() {
 }
 
 #[test]
+fn a_call_may_change_its_mind_about_many_topics() {
+    const PAIRS: u32 = 100_000;
+    let mut story = Story::begin(1, ROOMY, OutboxFull::DropNewest);
+    let client = story.connect(0);
+    story.subscribe(client, "kept");
+    story.reach_in(client, |connection| {
+        for number in 0..PAIRS {
+            let topic = number.to_string();
+            assert_eq!(connection.subscribe(&topic), Ok(()));
+            assert!(connection.is_subscribed(&topic));
+            connection.unsubscribe(&topic);
+        }
+        assert_eq!(connection.subscribe("other"), Ok(()));
+        connection.unsubscribe("kept");
+        assert_eq!(connection.subscribe("kept"), Ok(()));
+        assert!(!connection.is_subscribed("0") && connection.is_subscribed("kept"));
+    });
+    story.reach_in(client, |connection| {
+        assert_eq!(connection.subscriptions(), 2);
+        assert!(connection.is_subscribed("other") && connection.is_subscribed("kept"));
+    });
+    assert!(story.registry.len() < 100, "topics that nobody subscribes to");
+}
+
+#[test]
 fn a_window_gathers_from_all_shards() {
     let mut story = Story::begin(2, ROOMY, OutboxFull::DropNewest);
     let (listener, near, far) = (story.connect(0), story.connect(0), story.connect(1));
