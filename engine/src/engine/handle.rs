@@ -56,9 +56,6 @@ impl Drop for EndGuard {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HandleError {
-    /// The connection has ended.
-    #[error("the connection is gone")]
-    Gone,
     /// The shard's inbox is full: it does not keep up. Try later, or publish less.
     #[error("the inbox of shard {shard} is full: it does not keep up")]
     InboxFull {
@@ -68,6 +65,14 @@ pub enum HandleError {
     /// The engine stopped meanwhile, or the shard's handler is of another type than the one named.
     #[error("no answer: the engine has stopped, or the handler is of another type")]
     NoAnswer,
+    /// The engine has no shard of this number; an id that names it is another engine's.
+    #[error("there is no shard {shard}: there are {shards}, numbered from 0")]
+    NoSuchShard {
+        /// The number.
+        shard: usize,
+        /// How many shards there are.
+        shards: usize,
+    },
     /// The shard has stopped.
     #[error("the engine has stopped")]
     Stopped,
@@ -245,7 +250,8 @@ impl EngineHandle {
     }
 
     fn post(&self, shard: usize, envelope: Envelope) -> Result<(), HandleError> {
-        let handle = self.shards.get(shard).ok_or(HandleError::Gone)?;
+        let none = HandleError::NoSuchShard { shard, shards: self.shards.len() };
+        let handle = self.shards.get(shard).ok_or(none)?;
         if handle.inbox.push(envelope).is_err() {
             handle.counters.inbox_refused.add_from_anywhere(1);
             return Err(HandleError::InboxFull { shard });

@@ -78,7 +78,8 @@ fn closures_run_on_the_shard_they_name(driver: Driver) {
     assert_eq!((count(0), count(1)), (Ok(zero), Ok(one + 10)));
     let other_type = handle.run_on(0, |_: &mut Script| ()).expect("room").wait();
     assert_eq!(other_type, Err(HandleError::NoAnswer));
-    assert_eq!(handle.run_on(2, |_: &mut Commands| ()).err(), Some(HandleError::Gone));
+    let none = Some(HandleError::NoSuchShard { shard: 2, shards: 2 });
+    assert_eq!(handle.run_on(2, |_: &mut Commands| ()).err(), none);
 }
 
 fn a_panic_in_a_closure_is_counted(driver: Driver) {
