@@ -49,7 +49,7 @@ pub enum PortSharing {
 }
 
 /// What a shard's handler is told when it is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ShardInfo {
     /// The shard's number, from 0.
@@ -58,6 +58,9 @@ pub struct ShardInfo {
     pub shards: usize,
     /// The core it is pinned to.
     pub core: usize,
+    /// A way to the connections of all shards, this one included: connections may come before
+    /// [`Engine::start`] has returned.
+    pub handle: EngineHandle,
 }
 
 /// A running engine. Dropping it stops it and waits for a second at most.
@@ -132,7 +135,12 @@ impl Engine {
         engine.handle = EngineHandle { shards: shards.into(), registry: Arc::clone(&registry) };
         let (ready, started) = mpsc::channel();
         for (index, (listener, mesh)) in listeners.into_iter().zip(seats).enumerate() {
-            let info = ShardInfo { index, shards: engine.cores.len(), core: engine.cores[index] };
+            let info = ShardInfo {
+                index,
+                shards: engine.cores.len(),
+                core: engine.cores[index],
+                handle: engine.handle.clone(),
+            };
             let shard = &engine.handle.shards[index];
             let seat = Seat {
                 info,
@@ -287,7 +295,7 @@ fn run_shard<H: Handler>(
     let clock = Clock::new();
     let shard = Shard::new(
         seat.info.index as u16,
-        factory(seat.info),
+        factory(seat.info.clone()),
         config.settings(),
         config.connections_max,
         seat.counters,

@@ -411,10 +411,11 @@ impl<H: Handler> Shard<H> {
         Some(&slot.endpoint)
     }
 
-    /// Lends an open connection to `action`, as a handler would see it.
+    /// Lends a connection to `action`, as a handler would see it: one that is closing as well, until `on_close`
+    /// has been called.
     ///
     /// # Errors
-    /// [`LocalError::Gone`] when there is no such connection, or it is not open any more.
+    /// [`LocalError::Gone`] when there is no such connection, or it has ended.
     pub fn with_connection(
         &mut self,
         id: ConnectionId,

@@ -1,18 +1,22 @@
 //! What a handle does with one connection or one shard.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use ringwire::{CloseCode, Driver, Gone, HandleError, PreparedMessage, SendStatus};
 
 use crate::{
-    client::{PATIENCE, Received},
+    client::{PATIENCE, Received, eventually},
     commands::{Commands, Topics, config, subscribe},
     script::Script,
-    server::{ended_within, wait_until_empty},
+    server::{Server, ended_within, wait_until_empty},
 };
 
 on_both_drivers!(
     a_connection_is_reached_by_its_id,
+    a_handler_reaches_the_connections_of_all_shards,
     stale_ids_reach_nobody,
     closures_run_on_the_shard_they_name,
     a_panic_in_a_closure_is_counted,
@@ -38,6 +42,29 @@ fn a_connection_is_reached_by_its_id(driver: Driver) {
         let answer = handle.close(id, CloseCode::GOING_AWAY, "bye").expect("room").wait();
         assert_eq!(answer, Ok(Ok(())));
         assert_eq!(client.receive(), Received::Close(Some((1001, "bye".to_owned()))));
+    }
+}
+
+fn a_handler_reaches_the_connections_of_all_shards(driver: Driver) {
+    let ids = Arc::new(Mutex::new(Vec::new()));
+    let theirs = Arc::clone(&ids);
+    let server = Server::start(config(driver), move |shard| {
+        let (opened, known) = (Arc::clone(&theirs), Arc::clone(&theirs));
+        Script::echo()
+            .on_open(move |connection| opened.lock().expect("nobody panicked").push(connection.id()))
+            .on_message(move |_, message| {
+                for id in known.lock().expect("nobody panicked").iter() {
+                    let _under_way = shard.handle.send(*id, message).expect("room");
+                }
+            })
+    });
+    // The kernel puts them on either shard.
+    let mut clients: Vec<_> = (0..10).map(|_| server.connect()).collect();
+    eventually("all are open", || ids.lock().expect("nobody panicked").len() == 10);
+    for sender in 0..10 {
+        let text = format!("from {sender}");
+        clients[sender].send_text(&text);
+        clients.iter_mut().for_each(|client| assert_eq!(client.receive_text(), text));
     }
 }
 
