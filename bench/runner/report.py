@@ -26,6 +26,8 @@ DISTURBED = 0.1
 # A client as busy as this, in front of a server's core that is less busy than that, is the limit.
 CLIENT_BUSY_MIN = 0.95
 SERVER_IDLE_MAX = 0.9
+# Rates that differ by no more are the same: what a message costs hardly depends on that.
+RATE_DIFFERENCE_MAX = 0.05
 
 
 @dataclass
@@ -119,15 +121,16 @@ class Table:
         name = scenario.get("reference", self.context.reference)
         return next((engine for engine in self.engines if engine.name == name), None)
 
-    def ratios(self, scenario, engine, path):
-        """The ratios to the reference, each within one round."""
+    def ratios(self, scenario, engine, path, share=None):
+        """The ratios to the reference, each within one round in which both had the same rate due, if any."""
         reference = self.reference(scenario)
         if reference is None:
             return []
-        theirs = self.runs(scenario, reference)
+        theirs = self.runs(scenario, reference, share)
         pairs = [
             (pick(run, path), pick(theirs[number], path))
-            for number, run in self.runs(scenario, engine).items() if number in theirs
+            for number, run in self.runs(scenario, engine, share).items()
+            if number in theirs and have_same_rate(run, theirs[number])
         ]
         return [one / other for one, other in pairs if one is not None and other]
 
@@ -199,8 +202,14 @@ def ratio_title(table, scenario):
     return f"ratio to {reference.title} (quartiles)" if own else "ratio (quartiles)"
 
 
-def ratio_cell(table, scenario, engine, path):
-    ratios = table.ratios(scenario, engine, path)
+def have_same_rate(run, other):
+    """Whether as much was due in both, nearly; also where nothing was due at any time."""
+    rate, other_rate = run.get("rate"), other.get("rate")
+    return rate == other_rate or abs(rate - other_rate) <= RATE_DIFFERENCE_MAX * other_rate
+
+
+def ratio_cell(table, scenario, engine, path, share=None):
+    ratios = table.ratios(scenario, engine, path, share)
     if not ratios:
         return "-"
     median = number(statistics.median(ratios), 2)
@@ -282,8 +291,8 @@ def rate_table(table, scenario):
     one, many = unit(scenario)
     lines = [
         f"| engine | load | {many}/s due | answered | {LATENCY_TITLES} | client late p99 us | CPU us/{one} "
-        f"| client CPU us/{one} |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        f"| {ratio_title(table, scenario)} | client CPU us/{one} |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for engine in table.measured(scenario):
         for share in scenario["shares"]:
@@ -296,11 +305,13 @@ def rate_table(table, scenario):
                 engine.title, f"{share:.0%}", number(median("rate"), 0), number(median(*THROUGHPUT), 0),
                 *latency_cells(table, scenario, engine, share),
                 number(median("results", "client_lateness", "p99_us"), 0),
-                number(median(*COST)), number(median(*CLIENT_COST)),
+                number(median(*COST)), ratio_cell(table, scenario, engine, COST, share), number(median(*CLIENT_COST)),
             ))
     lines += [
         "", "Load is a share of the lower of two highest rates: the engine's own and the reference's. Answered is per second of the "
-        f"measured phase, and what CPU is divided by. {LATENCY_NOTE}",
+        "measured phase, and what CPU is divided by. The ratio is of CPU, at the same load in the same round, and only where the "
+        f"rates that were due differ by no more than {RATE_DIFFERENCE_MAX:.0%}: an engine that reaches less than the reference is "
+        f"loaded with less at the same share, and a message costs more where fewer come together. {LATENCY_NOTE}",
     ]
     return lines
 
