@@ -6,6 +6,7 @@ import os
 import pathlib
 import pty
 import re
+import resource
 import select
 import signal
 import socket
@@ -17,6 +18,7 @@ import machine
 READY_TIMEOUT_S = 15
 STOP_TIMEOUT_S = 3
 LOAD_SLACK_S = 120
+SERVER_FILES_MAX = 65536
 
 
 class Failure(Exception):
@@ -29,13 +31,22 @@ def server(command, port, cpus, log):
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            preexec_fn=lambda: os.sched_setaffinity(0, cpus),
+            preexec_fn=lambda: prepare_server(cpus),
         )
     try:
         wait_until_ready(process, port, log)
         yield process
     finally:
         stop(process)
+
+
+def prepare_server(cpus):
+    """Pins it, and gives every server the same limit on open files: some raise their own, others would be left with the
+    1024 that are usual."""
+    os.sched_setaffinity(0, cpus)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    soft = SERVER_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, SERVER_FILES_MAX)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def wait_until_ready(process, port, log):

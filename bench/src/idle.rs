@@ -1,5 +1,4 @@
-//! `idle`: as many connections as there may be, one message each, then silence: what does a connection hold
-//! that says nothing?
+//! `idle`: many connections, one message each, then silence: what does a connection hold that says nothing?
 //!
 //! The kernel's share is what all slab caches grew by. Both ends of every connection are on this machine, so
 //! it holds the client's sockets too.
@@ -27,9 +26,9 @@ pub(crate) struct Idle {
     #[command(flatten)]
     #[serde(flatten)]
     messages: Messages,
-    /// How many connections; as many as both processes' limits on open files allow, if not given.
-    #[arg(long)]
-    connections: Option<usize>,
+    /// How many connections: a fixed number, so that every machine divides by the same.
+    #[arg(long, default_value_t = 10_000)]
+    connections: usize,
     /// Seconds of silence before memory is read.
     #[arg(long, default_value_t = 2.0)]
     quiet: f64,
@@ -38,13 +37,13 @@ pub(crate) struct Idle {
 /// Runs the scenario.
 ///
 /// # Errors
-/// A connection failed or did not survive the silence.
+/// A process may not open enough files, or a connection failed or did not survive the silence.
 pub(crate) fn run(options: &Idle) -> Result<Value> {
     let pid = options.common.server_pid.ok_or("idle needs --server-pid")?;
+    let connections = options.connections;
     let client_files_max = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let files_max = client_files_max.min(open_files_max(pid)?);
-    let allowed = files_max.saturating_sub(SPARE_FILES) as usize;
-    let connections = options.connections.unwrap_or(allowed).min(allowed);
+    check_files("the client", connections, client_files_max)?;
+    check_files("the server", connections, open_files_max(pid)?)?;
 
     options.common.pin(0)?;
     let destination = options.common.destination()?;
@@ -63,13 +62,22 @@ pub(crate) fn run(options: &Idle) -> Result<Value> {
     let per_connection = |bytes: u64| (bytes as f64 - resident_before as f64) / connections as f64;
     Ok(json!({
         "connections": connections,
-        "connections_max": allowed,
         "resident_before_bytes": resident_before,
         "resident_bytes": resident,
         "resident_bytes_per_connection": per_connection(resident),
         "resident_peak_bytes_per_connection": per_connection(resident_peak),
         "kernel": kernel,
     }))
+}
+
+fn check_files(process: &str, connections: usize, files_max: u64) -> Result<()> {
+    let needed = connections as u64 + SPARE_FILES;
+    if files_max < needed {
+        let problem =
+            format!("{process} needs {needed} open files, the limit is {files_max}: raise ulimit -n");
+        return Err(problem.into());
+    }
+    Ok(())
 }
 
 /// One message from every connection, a few connections at a time, and its reply.
