@@ -119,6 +119,7 @@ def yardstick(program, arguments, server_process, server_cpus, client_cpus):
                 "client_cpu_us_per_message": client_cpu / messages * 1e6,
                 "server_busy": server_cpu / seconds,
                 "server_core_busy": ticks.busy_share(),
+                "server_cores": [{"core": cpu} for cpu in server_cpus],
                 "client_busy": client_cpu / seconds,
             },
         },
