@@ -13,7 +13,20 @@ const server = new WebSocketServer({
   perMessageDeflate: false,
 });
 
-server.on("connection", (socket) => {
+server.on("connection", (socket, { socket: stream }) => {
+  let isCorked = false;
+  const uncork = () => {
+    isCorked = false;
+    stream.uncork();
+  };
   socket.on("error", () => {});
-  socket.on("message", (message, isBinary) => socket.send(message, { binary: isBinary }));
+  socket.on("message", (message, isBinary) => {
+    // What a read brought is given out in one go: the replies leave together after it.
+    if (!isCorked) {
+      isCorked = true;
+      stream.cork();
+      process.nextTick(uncork);
+    }
+    socket.send(message, { binary: isBinary });
+  });
 });
