@@ -35,7 +35,7 @@ pub(crate) struct Connect {
 /// Runs the scenario.
 ///
 /// # Errors
-/// A connection failed or was refused.
+/// A connection failed, was refused or not answered.
 pub(crate) fn run(options: &Connect) -> Result<Value> {
     options.common.pin(0)?;
     let mut results = steady(options)?;
@@ -54,6 +54,7 @@ fn steady(options: &Connect) -> Result<Value> {
     let mut latencies = Latencies::new();
     let handshakes = run_until(&mut dialing, window.until, &mut latencies)?;
     sampler.end()?;
+    dialing.finish(REST_TIMEOUT)?;
     if handshakes == 0 {
         return Err("no handshake in the measured phase".into());
     }
@@ -108,4 +109,5 @@ fn storm(options: &Connect) -> Result<Value> {
 }
 
 const WAIT: Duration = Duration::from_millis(10);
+const REST_TIMEOUT: Duration = Duration::from_secs(5);
 const STORM_TIMEOUT: Duration = Duration::from_secs(60);

@@ -100,6 +100,10 @@ impl Dial {
         }
         self.response.reserve(RESPONSE_READ_BYTES);
         match rustix::net::recv(&self.socket, spare_capacity(&mut self.response), RecvFlags::empty()) {
+            Ok((0, _)) if self.response.is_empty() => {
+                return Err("closed instead of an answer to the upgrade".into());
+            }
+            Ok((0, _)) => return Err("closed within the answer to the upgrade".into()),
             Ok(_) => {}
             Err(Errno::AGAIN | Errno::INTR) => return Ok(Progress::Pending(self)),
             Err(error) => return Err(format!("upgrade failed: {error}").into()),
@@ -109,7 +113,6 @@ impl Dial {
                 let early = self.response.split_off(head_bytes);
                 Ok(Progress::Upgraded(Upgraded { socket: self.socket, early }))
             }
-            Ok(None) if self.response.is_empty() => Err("closed instead of an answer to the upgrade".into()),
             Ok(None) => Ok(Progress::Pending(self)),
             Err(error) => Err(format!("upgrade refused: {error}").into()),
         }
@@ -203,6 +206,21 @@ impl Dialing {
         }
         Ok(())
     }
+
+    /// Waits for those that are on their way, at most `timeout`, and drops them as they get upgraded.
+    ///
+    /// # Errors
+    /// See [`Dial::advance`], or some are not through in time.
+    pub(crate) fn finish(&mut self, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        while self.pending() > 0 {
+            if Instant::now() > deadline {
+                return Err(format!("{} handshakes were not answered", self.pending()).into());
+            }
+            self.poll(POLL_INTERVAL, |_, _| {})?;
+        }
+        Ok(())
+    }
 }
 
 /// Opens `count` connections, some of them at a time.
@@ -237,4 +255,41 @@ fn request_key(random: &mut Random) -> String {
     key.push(letter(random.next() << 4));
     key.push_str("==");
     key
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn half_an_answer_and_none_are_failures() {
+        assert!(outcome(b"", true).contains("closed instead"));
+        assert!(outcome(b"HTTP/1.1 101 Switch", true).contains("closed within"));
+        assert!(outcome(b"", false).contains("1 handshakes were not answered"));
+        assert!(outcome(b"HTTP/1.1 101 Switch", false).contains("1 handshakes were not answered"));
+    }
+
+    /// How a handshake fails with a server that answers it so, and then closes or is silent.
+    fn outcome(answer: &'static [u8], closes: bool) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap();
+        let destination = Destination { server, path: "/".to_owned(), segment_bytes: None };
+        let mut dialing = Dialing::new(destination, 1).unwrap();
+        assert!(dialing.start().unwrap());
+        let server = thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            // Else it would be a reset that closes it.
+            assert!(socket.read(&mut [0; 1024]).unwrap() > 0);
+            socket.write_all(answer).unwrap();
+            (!closes).then_some(socket)
+        });
+        let timeout = Duration::from_millis(if closes { 5000 } else { 50 });
+        let failure = dialing.finish(timeout).unwrap_err().to_string();
+        drop(server.join().unwrap());
+        failure
+    }
 }
