@@ -230,11 +230,12 @@ impl Timed {
             while let due = self.schedule.due(self.bursts)
                 && due <= now
             {
+                if due >= self.record_from {
+                    // Each by a clock of its own: those before it took their time.
+                    self.lateness.record(due.elapsed());
+                }
                 load.publish()?;
                 self.bursts += 1;
-                if due >= self.record_from {
-                    self.lateness.record(now - due);
-                }
             }
             if load.owed > owed_max {
                 return Err(format!(

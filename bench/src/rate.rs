@@ -144,13 +144,14 @@ impl Load {
             if due > now {
                 break;
             }
+            if due >= self.window.from {
+                // Each by a clock of its own: those before it took their time.
+                self.lateness.record(due.elapsed());
+            }
             let connection = self.sent as usize % lane.connections();
             lane.send(connection, 1)?;
             self.due[connection].push_back(due);
             self.sent += 1;
-            if due >= self.window.from {
-                self.lateness.record(now - due);
-            }
         }
         if self.owed() > self.owed_max {
             return Err(
