@@ -220,15 +220,13 @@ struct Timed {
 }
 
 impl Timed {
+    /// Publishes all that is due by `end`, also what it could not publish by then, and serves until `end`.
     fn publish_until(&mut self, load: &mut Load, end: Instant, owed_max: u64) -> Result<()> {
         loop {
             let now = Instant::now();
-            if now >= end {
-                return Ok(());
-            }
             // All that is due leaves before anything is received: else a busy client would set the pace.
             while let due = self.schedule.due(self.bursts)
-                && due <= now
+                && due <= now.min(end)
             {
                 if due >= self.record_from {
                     // Each by a clock of its own: those before it took their time.
@@ -243,6 +241,9 @@ impl Timed {
                     load.owed
                 )
                 .into());
+            }
+            if now >= end {
+                return Ok(());
             }
             let next = self.schedule.due(self.bursts).min(end);
             let ready = load.lane.wait_exactly(next.saturating_duration_since(Instant::now()))?;

@@ -125,23 +125,25 @@ struct Load {
 }
 
 impl Load {
+    /// Sends all that is due by `end`, also what it could not send by then, and serves until `end`.
     fn run_until(&mut self, lane: &mut Lane, end: Instant) -> Result<()> {
         loop {
             let now = Instant::now();
-            if now >= end {
+            self.send_due(lane, now.min(end))?;
+            if now >= end && self.schedule.due(self.sent) > end {
                 return Ok(());
             }
-            self.send_due(lane, now)?;
             let next = self.schedule.due(self.sent).min(end);
             let ready = lane.wait_exactly(next.saturating_duration_since(Instant::now()))?;
             self.serve(lane, ready)?;
         }
     }
 
-    fn send_due(&mut self, lane: &mut Lane, now: Instant) -> Result<()> {
+    /// Sends what is due by `until`, or some of it.
+    fn send_due(&mut self, lane: &mut Lane, until: Instant) -> Result<()> {
         for _ in 0..SENDS_PER_TURN_MAX {
             let due = self.schedule.due(self.sent);
-            if due > now {
+            if due > until {
                 break;
             }
             if due >= self.window.from {
