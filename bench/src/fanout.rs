@@ -17,7 +17,7 @@ use crate::Result;
 use crate::dial::{Destination, open_all};
 use crate::lane::Lane;
 use crate::latency::Latencies;
-use crate::options::{Common, Messages, Timing};
+use crate::options::{Common, Messages, Timing, Window};
 use crate::rate::{Schedule, sharpen_timers};
 use crate::sample::{Sampler, resident_bytes};
 
@@ -128,15 +128,16 @@ fn open_loop(options: &Fanout, load: &mut Load, rate: f64) -> Result<Value> {
     let mut timed = Timed {
         schedule: Schedule::new(window.start, rate / load.burst as f64),
         bursts: 0,
-        record_from: window.from,
+        window,
         latencies: Latencies::new(),
         lateness: Latencies::new(),
     };
-    timed.publish_until(load, window.from, owed_max)?;
+    let (begin, end) = window.readings();
+    timed.publish_until(load, begin, owed_max)?;
     let delivered_before = load.delivered;
     sampler.begin()?;
     let from = Instant::now();
-    timed.publish_until(load, window.until, owed_max)?;
+    timed.publish_until(load, end, owed_max)?;
     let seconds = from.elapsed().as_secs_f64();
     sampler.end()?;
     let deliveries = load.delivered - delivered_before;
@@ -213,7 +214,7 @@ impl Load {
 struct Timed {
     schedule: Schedule,
     bursts: u64,
-    record_from: Instant,
+    window: Window,
     latencies: Latencies,
     /// How late the client itself published.
     lateness: Latencies,
@@ -228,7 +229,7 @@ impl Timed {
             while let due = self.schedule.due(self.bursts)
                 && due <= now.min(end)
             {
-                if due >= self.record_from {
+                if self.window.contains(due) {
                     // Each by a clock of its own: those before it took their time.
                     self.lateness.record(due.elapsed());
                 }
@@ -255,7 +256,7 @@ impl Timed {
         let burst = load.burst;
         load.serve(ready, |publication| {
             let due = self.schedule.due(publication / burst);
-            if due >= self.record_from {
+            if self.window.contains(due) {
                 self.latencies.record(due.elapsed());
             }
         })

@@ -117,13 +117,28 @@ pub(crate) struct Window {
     pub(crate) start: Instant,
     /// Measuring starts.
     pub(crate) from: Instant,
-    /// Measuring and load end.
+    /// Measuring ends, and with it the load of a closed loop.
     pub(crate) until: Instant,
 }
 
 impl Window {
+    /// Whether it measures what is due at `due`.
+    #[inline]
+    pub(crate) fn contains(&self, due: Instant) -> bool {
+        (self.from..self.until).contains(&due)
+    }
+
+    /// When an open loop takes its readings: somewhat before and after, since to read `/proc` delays what is
+    /// due meanwhile.
+    pub(crate) fn readings(&self) -> (Instant, Instant) {
+        (self.from - READING, self.until + READING)
+    }
+
     /// The end of a measured phase that begins at `from` instead.
     pub(crate) fn until_from(&self, from: Instant) -> Instant {
         from + self.until.duration_since(self.from)
     }
 }
+
+/// Reading takes a fraction of a millisecond; then what had to wait is caught up with.
+const READING: Duration = Duration::from_millis(10);

@@ -92,11 +92,12 @@ pub(crate) fn run(options: &Rate) -> Result<Value> {
         lateness: Latencies::new(),
     };
     let mut sampler = Sampler::new(options.common.server_pid)?;
-    load.run_until(&mut lane, window.from)?;
+    let (begin, end) = window.readings();
+    load.run_until(&mut lane, begin)?;
     let answered_before = load.answered;
     sampler.begin()?;
     let from = Instant::now();
-    load.run_until(&mut lane, window.until)?;
+    load.run_until(&mut lane, end)?;
     let seconds = from.elapsed().as_secs_f64();
     sampler.end()?;
     // What was sent and not answered has cost the server little yet: it would make the rest look cheap.
@@ -146,7 +147,7 @@ impl Load {
             if due > until {
                 break;
             }
-            if due >= self.window.from {
+            if self.window.contains(due) {
                 // Each by a clock of its own: those before it took their time.
                 self.lateness.record(due.elapsed());
             }
@@ -194,7 +195,7 @@ impl Load {
     }
 
     fn record(&mut self, due: Instant, now: Instant) {
-        if due >= self.window.from {
+        if self.window.contains(due) {
             self.latencies.record(now.saturating_duration_since(due));
         }
     }
