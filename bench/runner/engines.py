@@ -9,7 +9,10 @@ import tomllib
 from dataclasses import dataclass, field
 
 INSTALL_TIMEOUT_S = 900
-NO_MODE = "has no such mode here"
+# What an engine lacks that was given no server for a mode: it is ours that is missing, not the library's ability.
+NO_FANOUT = "no fan-out server was written here for this library"
+NO_MODE = "no server for this scenario was written here for this library"
+NO_SERVER = (NO_FANOUT, NO_MODE)
 
 
 @dataclass
@@ -39,7 +42,7 @@ class Engine:
             return self.missing
         command = self.command(mode, 0)
         if command is None:
-            return NO_MODE
+            return NO_FANOUT if mode == "fanout" else NO_MODE
         if shutil.which(command[0]) is None:
             return "not built"
         return ""

@@ -376,7 +376,7 @@ class Session:
         """A test's closing line. What could not be had is skipped, what no engine is made for does not count."""
         skipped = [
             f"{record['scenario']} {record['engine']}: {record['obstacle']}" for record in self.records
-            if record.get("obstacle", engine_files.NO_MODE) != engine_files.NO_MODE
+            if "obstacle" in record and record["obstacle"] not in engine_files.NO_SERVER
         ]
         if not any(self.folder.glob("*.svg")):
             skipped.append("plots: matplotlib is not installed")
@@ -394,7 +394,7 @@ def in_turn(engines, round_number):
 
 
 def mode_of(scenario, engine):
-    """What the engine is to do: the scenario's mode, or what it asks of engines that have no such mode."""
+    """What the engine is to do: the scenario's mode, or what it asks of engines that have no server for it."""
     mode = scenario["mode"]
     return mode if mode in engine.start else scenario.get("fallback_mode", mode)
 
