@@ -364,8 +364,8 @@ def mesh_table(table, scenario):
 def slow_table(table, scenario):
     lines = [
         f"| engine | {LATENCY_TITLES} | CPU us/delivery | client CPU us/delivery | RSS before MiB "
-        "| RSS highest MiB | slow ones cut off |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| RSS highest MiB | slow ones missed | slow ones cut off |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for engine in table.measured(scenario):
         def median(*path):
@@ -373,9 +373,10 @@ def slow_table(table, scenario):
 
         memory = [number(median("results", name) / 2**20, 1) for name in ("resident_before_bytes", "resident_peak_bytes")]
         dropped = f"{median('results', 'slow_subscribers_dropped'):.0f} of {median('results', 'slow_subscribers'):.0f}"
+        missed = number(median("results", "slow_subscribers_missed"), 0)
         costs = [number(median(*COST)), number(median(*CLIENT_COST))]
-        lines.append(row(engine.title, *latency_cells(table, scenario, engine), *costs, *memory, dropped))
-    lines += ["", LATENCY_NOTE]
+        lines.append(row(engine.title, *latency_cells(table, scenario, engine), *costs, *memory, missed, dropped))
+    lines += ["", f"{LATENCY_NOTE} What slow ones missed is messages, of all of them that were not cut off, read when all was over."]
     if comparisons := compared(table, scenario, (*LATENCY, "p99_us")):
         lines += ["", f"p99 to the engine's own in {scenario['beside']}, pair by pair: {comparisons}."]
     return lines

@@ -266,8 +266,10 @@ class Session:
         if scenario.get("untimed"):
             return AROUND_S if self.options.smoke else IDLE_S
         hops = HOPS_S if scenario["report"] == "mesh" and not self.options.smoke else 0
+        # To read what waits for those who do not read takes as long as the load.
+        leftovers = sum(self.timing_of(scenario)) if "--slow-percent" in scenario["load"] else 0
         loads = len(scenario.get("shares", [1])) + ("calibrate" in scenario and round_number == 1)
-        return loads * (sum(self.timing_of(scenario)) + AROUND_S) + hops
+        return loads * (sum(self.timing_of(scenario)) + AROUND_S) + hops + leftovers
 
     def is_out_of_time(self, turn):
         limited = self.options.quick and not self.options.engine

@@ -6,10 +6,10 @@
 //! its publication was due. Some subscribers may hang: they never read, and the others must not suffer.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -45,6 +45,9 @@ pub(crate) struct Fanout {
     /// The share of subscribers that do not read, in percent.
     #[arg(long, default_value_t = 0.0)]
     slow_percent: f64,
+    /// The server may drop what does not fit for those: it is counted. Else all must be there in the end.
+    #[arg(long)]
+    may_drop: bool,
 }
 
 impl Fanout {
@@ -81,7 +84,9 @@ pub(crate) fn run(options: &Fanout) -> Result<Value> {
 
     let resident = || options.common.server_pid.map(resident_bytes).transpose();
     let resident_before = resident()?;
-    let mut load = Load { lane, readers: readers as u64, burst: options.burst.max(1), owed: 0, delivered: 0 };
+    let start = Instant::now();
+    let burst = options.burst.max(1);
+    let mut load = Load { lane, start, readers: readers as u64, burst, owed: 0, delivered: 0 };
     let mut results = match options.rate {
         None => closed_loop(options, &mut load)?,
         Some(rate) => open_loop(options, &mut load, rate)?,
@@ -92,8 +97,9 @@ pub(crate) fn run(options: &Fanout) -> Result<Value> {
     let before = resident_before.map_or(0, |(bytes, _)| bytes);
     results["resident_peak_bytes"] = json!(resident()?.map(|(_, peak)| peak.max(before)));
     results["slow_subscribers"] = json!(slow);
-    results["slow_subscribers_dropped"] =
-        json!((readers..options.subscribers).filter(|slow| load.is_hung_up(*slow)).count());
+    let (missed, cut_off) = load.read_leftovers(readers..options.subscribers, options.may_drop)?;
+    results["slow_subscribers_missed"] = json!(missed);
+    results["slow_subscribers_dropped"] = json!(cut_off);
     Ok(results)
 }
 
@@ -154,6 +160,7 @@ fn open_loop(options: &Fanout, load: &mut Load, rate: f64) -> Result<Value> {
 /// The publisher and its subscribers.
 struct Load {
     lane: Lane,
+    start: Instant,
     readers: u64,
     burst: u64,
     owed: u64,
@@ -201,12 +208,20 @@ impl Load {
         Ok(())
     }
 
-    fn is_hung_up(&self, subscriber: usize) -> bool {
-        let socket = self.lane.socket(subscriber);
-        let hang_up = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-        let mut polled = [PollFd::new(&socket, hang_up)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().intersects(hang_up)
+    /// Reads what waits for those that have not read. Returns how many messages they missed in all, and how
+    /// many of them the server cut off.
+    fn read_leftovers(&mut self, slow: Range<usize>, may_drop: bool) -> Result<(u64, usize)> {
+        let published = self.lane.sent(PUBLISHER);
+        // What a full buffer refused, the server's kernel sends again, and doubles the time in between: the
+        // next attempt comes before the load's length has passed once more.
+        let deadline = Instant::now() + self.start.elapsed() + LEFTOVERS_SPARE;
+        let leftovers = self.lane.read_leftovers(slow, published, deadline)?;
+        let missed = leftovers.iter().map(|leftovers| leftovers.missed(published)).sum();
+        let cut_off = leftovers.iter().filter(|leftovers| leftovers.is_cut_off).count();
+        if missed > 0 && !may_drop {
+            return Err(format!("{missed} messages never came to those that had not read").into());
+        }
+        Ok((missed, cut_off))
     }
 }
 
@@ -280,4 +295,5 @@ const ETHERNET_SEGMENT_BYTES: u32 = 1460;
 const PUBLISHER: usize = 0;
 const WAIT: Duration = Duration::from_millis(10);
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(5);
+const LEFTOVERS_SPARE: Duration = Duration::from_secs(1);
 const OWED_BYTES_MAX: usize = 256 * 1024 * 1024;

@@ -3,17 +3,21 @@
 //! One receive buffer and one frame to be sent serve all connections. A connection keeps bytes of its own
 //! only while the socket does not take them.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use ringwire::protocol::OpCode;
 use ringwire::protocol::frame::append_masked_frame;
 use rustix::event::epoll::EventFlags;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_recv_buffer_size;
 use rustix::net::{RecvFlags, SendFlags};
 
 use crate::Result;
 use crate::dial::Upgraded;
+use crate::leftovers::Leftovers;
 use crate::payload::Payloads;
 use crate::poll::Poller;
 use crate::random::Random;
@@ -105,22 +109,60 @@ impl Lane {
         self.connections[connection].replies.received()
     }
 
-    /// A connection's socket.
-    pub(crate) fn socket(&self, connection: usize) -> impl AsFd {
-        &self.connections[connection].socket
-    }
-
     /// Stops reading a connection: what a subscriber does that hangs. The kernel holds little for it, so that
     /// the server soon has to.
     ///
     /// # Errors
     /// It had been stopped before.
     pub(crate) fn stop_reading(&mut self, connection: usize) -> Result<()> {
-        rustix::net::sockopt::set_socket_recv_buffer_size(
-            &self.connections[connection].socket,
-            HUNG_RECEIVE_BYTES,
-        )?;
+        set_socket_recv_buffer_size(&self.connections[connection].socket, HUNG_RECEIVE_BYTES)?;
         self.poller.remove(&self.connections[connection].socket)
+    }
+
+    /// Reads connections that were stopped, all at once, until each has the last of `published` messages or
+    /// nothing has come by `deadline`, or for a moment after it.
+    ///
+    /// # Errors
+    /// One got something else than what was published.
+    pub(crate) fn read_leftovers(
+        &mut self,
+        stopped: Range<usize>,
+        published: u64,
+        deadline: Instant,
+    ) -> Result<Vec<Leftovers>> {
+        let sockets = self.connections[stopped.clone()].iter().map(|connection| &connection.socket);
+        for socket in sockets.clone() {
+            set_socket_recv_buffer_size(socket, INCOMING_BYTES)?;
+        }
+        let mut all: Vec<Leftovers> = stopped.map(|_| Leftovers::default()).collect();
+        loop {
+            let mut waiting: Vec<_> = sockets
+                .clone()
+                .zip(&mut all)
+                .filter(|(_, leftovers)| !leftovers.is_over(published))
+                .collect();
+            let mut polled: Vec<_> =
+                waiting.iter().map(|(socket, _)| PollFd::new(*socket, PollFlags::IN)).collect();
+            let patience = deadline.saturating_duration_since(Instant::now()).max(PAUSE_MAX);
+            let timeout =
+                Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
+            if waiting.is_empty() {
+                return Ok(all);
+            }
+            match poll(&mut polled, Some(&timeout)) {
+                Ok(0) => return Ok(all),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            for (socket, leftovers) in &mut waiting {
+                match rustix::net::recv(*socket, &mut self.incoming[..], RecvFlags::empty()) {
+                    Ok((0, _)) | Err(Errno::CONNRESET) => leftovers.is_cut_off = true,
+                    Ok((received, _)) => leftovers.take(&self.incoming[..received], &self.payloads)?,
+                    Err(Errno::AGAIN | Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
     }
 
     /// Waits for at most `timeout` and returns how many connections are ready.
@@ -251,6 +293,8 @@ impl Connection {
 const INTEREST: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ET);
 /// Of a connection that is not read.
 const HUNG_RECEIVE_BYTES: usize = 4096;
+/// A server that can send and has something to send does so sooner.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Larger than any reply that is measured, so that one call takes what is there.
 const INCOMING_BYTES: usize = 512 * 1024;
 

@@ -11,6 +11,7 @@ mod fanout;
 mod idle;
 mod lane;
 mod latency;
+mod leftovers;
 mod mesh;
 mod options;
 mod payload;

@@ -120,6 +120,12 @@ impl Payloads {
         &self.frame
     }
 
+    /// The number that a whole reply's frame says it has, if its messages are long enough to say it.
+    pub(crate) fn number_in(&self, reply: &[u8]) -> Option<u64> {
+        let letters = reply.get(self.reply_header_bytes..)?.first_chunk::<STAMP_BYTES>()?;
+        Some(letters.iter().fold(0, |number, letter| number << 4 | u64::from(letter.wrapping_sub(b'a') & 15)))
+    }
+
     /// Checks `received`, which starts at byte `offset` of the frame that answers message `number` and does
     /// not reach beyond it.
     ///
@@ -346,6 +352,7 @@ mod tests {
                 }
                 let reply = reply(&mut payloads, 3);
                 assert_eq!(payloads.check(3, 0, &reply), Ok(()));
+                assert_eq!(payloads.number_in(&reply), (bytes >= STAMP_BYTES).then_some(3));
             }
         }
     }
