@@ -111,7 +111,8 @@ pub struct Topic {
 
 impl EngineHandle {
     /// Stops the engine: it accepts no more, closes every connection with 1001 and cuts off what is left
-    /// after `deadline`. Returns at once; [`Engine::join`](crate::Engine::join) waits for the end.
+    /// after `deadline`. What the calling thread has asked before is done before. Returns at once;
+    /// [`Engine::join`](crate::Engine::join) waits for the end.
     pub fn stop(&self, deadline: Duration) {
         for shard in self.shards.iter() {
             shard.mailbox.post(Command::Stop { deadline });
