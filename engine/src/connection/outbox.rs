@@ -243,12 +243,12 @@ impl Outbox {
         key: Option<ConflationKey>,
         limits: &OutboxLimits,
     ) -> Dropped {
+        let excess = self.bytes.saturating_add(bytes).saturating_sub(limits.bytes_max);
         let older = key.filter(|_| self.congested).and_then(|key| self.queue.newest(key));
-        let kept = self.bytes - older.map_or(0, |entry| entry.buffer.len());
-        let excess = kept.saturating_add(bytes).saturating_sub(limits.bytes_max);
+        let older_bytes = older.map_or(0, |entry| entry.buffer.len());
         // What is torn or in flight stays: nothing is dropped in vain.
         let dropped = if drops::can_drop(&self.queue, excess) {
-            drops::drop_oldest(&mut self.queue, excess)
+            drops::drop_oldest(&mut self.queue, excess.saturating_sub(older_bytes))
         } else {
             Dropped::default()
         };

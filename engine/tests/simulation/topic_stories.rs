@@ -229,6 +229,31 @@ fn a_larger_value_of_a_key_drops_no_more_than_it_takes() {
 }
 
 #[test]
+fn a_value_that_cannot_fit_leaves_the_older_one() {
+    let mut story = Story::begin(1, 1000, OutboxFull::DropOldest);
+    let (slow, publisher) = (story.connect(0), story.connect(0));
+    story.subscribe(slow, "latest/news");
+    let publish = |story: &mut Story, key: u64, payload: &[u8]| {
+        story.reach_in(publisher, |connection| {
+            connection.publish_keyed("latest/news", key, payload);
+        });
+        story.end_turns();
+    };
+    publish(&mut story, 1, &[1; 300]);
+    // On its way: nothing drops it.
+    let Output::Send(in_flight) = story.shards[0].poll_output(slow) else { panic!("nothing to send") };
+    publish(&mut story, 2, &[2; 300]);
+    publish(&mut story, 2, &[3; 800]);
+    story.reach_in(slow, |connection| {
+        let drops = connection.drops();
+        assert_eq!((drops.oldest, drops.newest, drops.conflated), (0, 1, 0));
+    });
+    let bytes = in_flight.len();
+    story.shards[0].handle_sent(slow, in_flight, bytes);
+    assert_eq!(story.hear(slow).0, [[2; 300]]);
+}
+
+#[test]
 fn of_publications_that_came_together_those_are_dropped_that_do_not_fit() {
     let block: Vec<Vec<u8>> = (0..20u8).map(|number| vec![number; 98]).collect();
     // Ten frames of a hundred bytes fit.
