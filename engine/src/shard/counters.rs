@@ -99,8 +99,8 @@ counters! {
     pongs_received,
     /// Connections that broke the protocol.
     protocol_errors,
-    /// Panics of the handler, which cost a connection each (closed with 1011; before the upgrade, 500), and of
-    /// futures, closures of `run_on`, sessions being dropped and the rules of topics.
+    /// Panics of the handler, which cost a connection each (closed with 1011; before the upgrade, 500), and
+    /// of futures, closures of `run_on`, sessions being dropped and the rules of topics.
     handler_panics,
     /// Messages published by handlers of this shard.
     publications,

@@ -411,8 +411,8 @@ impl<H: Handler> Shard<H> {
         Some(&slot.endpoint)
     }
 
-    /// Lends a connection to `action`, as a handler would see it: one that is closing as well, until `on_close`
-    /// has been called.
+    /// Lends a connection to `action`, as a handler would see it: one that is closing as well, until
+    /// `on_close` has been called.
     ///
     /// # Errors
     /// [`LocalError::Gone`] when there is no such connection, or it has ended.

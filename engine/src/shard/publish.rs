@@ -54,8 +54,8 @@ pub enum SubscribeError {
 
 /// Changes of subscriptions that take effect when the handler has returned.
 ///
-/// Invariant: nothing but differences from what the connection has, `joined` topics to subscribe to and `left`
-/// ones to unsubscribe from. A call may ask for any number of changes: each is found by its topic.
+/// Invariant: nothing but differences from what the connection has, `joined` topics to subscribe to and
+/// `left` ones to unsubscribe from. A call may ask for any number of changes: each is found by its topic.
 #[derive(Debug, Default)]
 pub(super) struct Intents {
     topics: BTreeMap<Box<str>, Intent>,
