@@ -91,6 +91,23 @@ impl Story {
         });
     }
 
+    /// Publishes a value of a key and lets it arrive.
+    fn publish_value(&mut self, id: ConnectionId, topic: &str, key: u64, payload: &[u8]) {
+        self.reach_in(id, |connection| {
+            connection.publish_keyed(topic, key, payload);
+        });
+        self.end_turns();
+    }
+
+    /// Publishes a value for each of so many keys, in one call.
+    fn publish_snapshot(&mut self, id: ConnectionId, topic: &str, keys: u64) {
+        self.reach_in(id, |connection| {
+            for key in 0..keys {
+                connection.publish_keyed(topic, key, &key.to_be_bytes());
+            }
+        });
+    }
+
     /// Every shard ends turns until nothing is on its way. Answers how many connections had something to
     /// send.
     fn end_turns(&mut self) -> usize {
@@ -175,20 +192,12 @@ fn a_new_topic_does_not_replace_the_values_of_a_forgotten_one() {
     let mut story = Story::begin(1, 1000, OutboxFull::DropNewest);
     let (slow, publisher) = (story.connect(0), story.connect(0));
     story.subscribe(slow, "latest/old");
-    for _ in 0..2 {
-        story.reach_in(publisher, |connection| {
-            connection.publish_keyed("latest/old", 1, &[1u8; 300][..]);
-        });
-        story.end_turns();
-    }
+    (0..2).for_each(|_| story.publish_value(publisher, "latest/old", 1, &[1; 300]));
     story.reach_in(slow, |connection| connection.unsubscribe("latest/old"));
     // Long enough for it to be forgotten.
     (0..10).for_each(|_| story.shards[0].shrink());
     story.subscribe(slow, "latest/new");
-    story.reach_in(publisher, |connection| {
-        connection.publish_keyed("latest/new", 1, &[2u8; 300][..]);
-    });
-    story.end_turns();
+    story.publish_value(publisher, "latest/new", 1, &[2; 300]);
     assert_eq!(story.hear(slow).0, [[1u8; 300], [1; 300], [2; 300]]);
 }
 
@@ -201,10 +210,7 @@ fn a_larger_value_of_a_key_drops_no_more_than_it_takes() {
     let (slow, publisher) = (story.connect(0), story.connect(0));
     story.subscribe(slow, "latest/news");
     let publish = |story: &mut Story, key: u64, payload: &[u8]| {
-        story.reach_in(publisher, |connection| {
-            connection.publish_keyed("latest/news", key, payload);
-        });
-        story.end_turns();
+        story.publish_value(publisher, "latest/news", key, payload);
     };
     (0..10).for_each(|key| publish(&mut story, key, &small));
     publish(&mut story, 100, &large);
@@ -234,10 +240,7 @@ fn a_value_that_cannot_fit_leaves_the_older_one() {
     let (slow, publisher) = (story.connect(0), story.connect(0));
     story.subscribe(slow, "latest/news");
     let publish = |story: &mut Story, key: u64, payload: &[u8]| {
-        story.reach_in(publisher, |connection| {
-            connection.publish_keyed("latest/news", key, payload);
-        });
-        story.end_turns();
+        story.publish_value(publisher, "latest/news", key, payload);
     };
     publish(&mut story, 1, &[1; 300]);
     // On its way: nothing drops it.
@@ -489,11 +492,7 @@ fn a_snapshot_of_many_keys_reaches_other_shards_whole() {
     let mut story = Story::begin(2, ROOMY, OutboxFull::DropNewest);
     let (far, publisher) = (story.connect(1), story.connect(0));
     story.subscribe(far, "latest/news");
-    story.reach_in(publisher, |connection| {
-        for key in 0..KEYS {
-            connection.publish_keyed("latest/news", key, &key.to_be_bytes());
-        }
-    });
+    story.publish_snapshot(publisher, "latest/news", KEYS);
     story.end_turns();
     let (messages, _) = story.hear(far);
     assert!(messages.into_iter().eq((0..KEYS).map(|key| key.to_be_bytes().to_vec())));
@@ -530,11 +529,7 @@ fn what_is_on_its_way_when_a_shard_ends_is_counted() {
     let mut story = Story::begin(2, ROOMY, OutboxFull::DropNewest);
     let (far, publisher) = (story.connect(1), story.connect(0));
     story.subscribe(far, "latest/news");
-    story.reach_in(publisher, |connection| {
-        for key in 0..KEYS {
-            connection.publish_keyed("latest/news", key, &key.to_be_bytes());
-        }
-    });
+    story.publish_snapshot(publisher, "latest/news", KEYS);
     // The other shard does nothing all the while: a ring's worth is on its way to it.
     assert!(story.shards[0].flush_topics());
     story.shards[0].abandon_staged();
@@ -543,11 +538,7 @@ fn what_is_on_its_way_when_a_shard_ends_is_counted() {
     story.end_turns();
     assert_eq!(story.hear(far).0.len() as u64, KEYS - refused);
     // Nobody misses what nobody subscribes to any more.
-    story.reach_in(publisher, |connection| {
-        for key in 0..KEYS {
-            connection.publish_keyed("latest/news", key, &key.to_be_bytes());
-        }
-    });
+    story.publish_snapshot(publisher, "latest/news", KEYS);
     story.shards[0].flush_topics();
     story.shards[1].handle_closed(far);
     story.shards[0].abandon_staged();
