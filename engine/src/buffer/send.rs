@@ -1,11 +1,9 @@
 //! What is being sent: bytes with a position, owned by one connection or shared by many.
 //!
-//! Invariant: `offset <= bytes.len()`; the bytes never change while the buffer exists, so the kernel may read
-//! them while an operation is in flight.
+//! Invariant: `offset <= bytes.len()`; the bytes lie on the heap, so they stay in their place when the buffer
+//! is moved, and nothing changes them through a shared reference: the kernel may read them meanwhile.
 
 use std::{rc::Rc, sync::Arc};
-
-use monoio::buf::IoBuf;
 
 /// One encoded frame (or several in a row) that many connections send from the same memory.
 #[derive(Clone, Debug)]
@@ -186,19 +184,6 @@ fn saturated(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
-// SAFETY: the pointer stays valid for `bytes_init` bytes while the value lives, wherever it is moved: both
-// kinds keep their bytes on the heap, and nothing can change them through a shared reference. monoio owns the
-// value, and so keeps it alive, until the kernel has completed the operation.
-unsafe impl IoBuf for SendBuffer {
-    fn read_ptr(&self) -> *const u8 {
-        self.unsent().as_ptr()
-    }
-
-    fn bytes_init(&self) -> usize {
-        self.len()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,7 +202,7 @@ mod tests {
     fn shared_frames_are_one_memory() {
         let frame = LocalFrame::new(SharedFrame::new(vec![1, 2, 3]));
         let (one, two) = (SendBuffer::shared(frame.clone()), SendBuffer::shared(frame));
-        assert_eq!(one.read_ptr(), two.read_ptr());
+        assert_eq!(one.unsent().as_ptr(), two.unsent().as_ptr());
         assert!(one.into_owned().is_none());
     }
 }

@@ -267,7 +267,7 @@ impl Endpoint {
         if self.phase == Phase::Closed {
             return if std::mem::replace(&mut self.reported, true) { Output::Idle } else { Output::Close };
         }
-        if let Some(buffer) = self.outbox.poll(corks) {
+        if let Some(buffer) = self.poll_buffer(corks) {
             return Output::Send(buffer);
         }
         if self.phase == Phase::Flushing && self.outbox.is_idle() {
@@ -279,6 +279,11 @@ impl Endpoint {
             return Output::Shutdown;
         }
         Output::Idle
+    }
+
+    /// The next bytes for the socket. Whatever else [`poll_output`](Self::poll_output) would say is left.
+    pub fn poll_buffer(&mut self, corks: &mut CorkPool) -> Option<SendBuffer> {
+        if self.phase == Phase::Closed { None } else { self.outbox.poll(corks) }
     }
 
     /// Whether [`poll_output`](Self::poll_output) would answer anything but idle.

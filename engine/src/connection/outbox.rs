@@ -94,12 +94,6 @@ impl Outbox {
         self.queue.is_empty() && !self.in_flight && self.pending_pong.is_none()
     }
 
-    /// The socket has not answered the last send yet.
-    #[must_use]
-    pub fn is_in_flight(&self) -> bool {
-        self.in_flight
-    }
-
     /// Something could be sent now.
     #[must_use]
     pub fn has_output(&self) -> bool {

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     connection::Timestamp,
     os::{Clock, Event, Listener},
-    runtime::{Backend, DriverChoice, Mailbox, Worker, WorkerSettings, build, settle},
+    runtime::{Backend, DriverChoice, Mailbox, Transport, Worker, WorkerSettings, build, settle},
     shard::{Counters, Handler, MeshSeat, Shard, TopicRegistry},
 };
 
@@ -282,15 +282,14 @@ fn run_shard<H: Handler>(
     if !pin(seat.info.core) {
         tracing::warn!(core = seat.info.core, "the shard could not be pinned");
     }
-    let built = build(&seat.backend).and_then(|runtime| Ok((runtime, Event::new()?)));
-    let (mut runtime, turns) = match built {
+    let built = build(&seat.backend).and_then(|transport| Ok((transport, Event::new()?)));
+    let (Transport { mut runtime, ring, sends }, turns) = match built {
         Ok(built) => built,
         Err(error) => {
             let _ = ready.send(Err(error));
             return;
         }
     };
-    let ring = runtime.take_ring();
     let config = &seat.config;
     let clock = Clock::new();
     let shard = Shard::new(
@@ -308,6 +307,7 @@ fn run_shard<H: Handler>(
         buffers_preallocated: config.buffers_preallocated,
         rides_ring: matches!(seat.backend, Backend::IoUring(_)),
         ring,
+        sends,
         clock,
         mailboxes: seat.mailboxes,
         index: seat.info.index,

@@ -104,7 +104,7 @@ struct SyncCancel {
 const _: () = assert!(size_of::<SyncCancel>() == 64);
 const CANCEL_BY_DESCRIPTOR: u32 = 1 << 1;
 
-static BUILDING: Mutex<()> = Mutex::new(());
+pub(super) static BUILDING: Mutex<()> = Mutex::new(());
 
 impl RingHandle {
     /// Runs `build`, which makes one ring on this thread, and finds that ring. `None` where /proc is not

@@ -1,4 +1,4 @@
-//! A connected socket whose receive and send may be in flight at the same time.
+//! A connected socket that can be waited for in both directions at the same time.
 //!
 //! monoio's stream operations borrow the stream mutably although they only submit; this type hands out
 //! futures that own a reference instead, so that a connection's task can keep one of each direction.
@@ -11,13 +11,10 @@ use std::{
     rc::Rc,
 };
 
-use monoio::{
-    io::{AsyncReadRent, AsyncWriteRent},
-    net::UnixStream,
-};
+use monoio::{io::AsyncReadRent, net::UnixStream};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
 
-use crate::buffer::{Lease, SendBuffer};
+use crate::buffer::Lease;
 
 /// How sure a wait for readiness is to be. It matters on epoll only, where being certain costs a call of
 /// `poll(2)` each time a flag is set.
@@ -71,14 +68,6 @@ impl Socket {
         readiness: Readiness,
     ) -> impl Future<Output = io::Result<()>> + use<> + 'static {
         self.stream().readable(readiness == Readiness::Likely)
-    }
-
-    /// Sends through the ring.
-    pub(crate) fn send(
-        &self,
-        buffer: SendBuffer,
-    ) -> impl Future<Output = (io::Result<usize>, SendBuffer)> + use<> + 'static {
-        self.stream().write(buffer)
     }
 
     /// Waits until a send would not block.

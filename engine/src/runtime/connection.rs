@@ -1,10 +1,10 @@
-//! The task of one connection: at most one receive and one send in flight, and what comes of them fed to the
-//! shard.
+//! The task of one connection: what it receives is fed to the shard, and what the end of a turn could not
+//! send is sent.
 //!
 //! Two ways of receiving. A connection that is quiet, or that moves bulk, waits for readiness, holds no
 //! buffer and receives into the scratch buffer of its core. One that exchanges small messages keeps a receive
-//! into a leased buffer pending in the ring. Two ways of sending: small ones ride the ring, bulk goes
-//! straight to the socket.
+//! into a leased buffer pending in the ring. What little a receive has brought about is left to the end of
+//! the turn; more is sent straight away, before the next receive makes it grow.
 //!
 //! Invariant: the socket is closed only when neither direction has an operation in flight.
 
@@ -14,12 +14,15 @@ use std::{
     os::fd::RawFd,
     pin::{Pin, pin},
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use pin_project_lite::pin_project;
 
-use super::Worker;
+use super::{
+    Worker,
+    sending::{DIRECT_SEND_BYTES_MIN, TURN_SEND_BYTES_MAX},
+};
 use crate::{
     buffer::{BufferClass, HEADROOM_BYTES, Lease, SendBuffer},
     connection::{Output, Timestamp},
@@ -41,15 +44,10 @@ const ACTIVE_RECEIVES: u8 = 4;
 const ACTIVE_PAUSE_MILLIS: u64 = 500;
 /// Small receives in a row after which a bulk connection is one of small messages again.
 const SMALL_RECEIVES: u8 = 8;
-/// Sends from this size on go straight to the socket: the ring is slower for them.
-const DIRECT_SEND_BYTES_MIN: usize = 8 * 1024;
 /// Receives that a connection makes in one turn before the others get theirs.
 const TURN_RECEIVES_MAX: u8 = 16;
 /// What a receive of bulk counts for.
 const BULK_RECEIVE_WEIGHT: u8 = 4;
-/// Bytes that a connection sends straight to its socket in one turn before the others get theirs: a handler
-/// that sends more whenever there is room would never come to an end.
-const TURN_SEND_BYTES_MAX: usize = 1024 * 1024;
 
 /// Serves one connection to its end.
 ///
@@ -65,6 +63,7 @@ pub(super) fn serve<H: Handler>(
         reception: Reception::Quiet { receives: 0 },
         last_receive: Timestamp::default(),
         is_registered: false,
+        comes_back: false,
         closing: false,
         worker,
         socket,
@@ -74,45 +73,28 @@ pub(super) fn serve<H: Handler>(
         let mut receiving = pin!(Receiving::Idle);
         let mut sending = pin!(Sending::Idle);
         poll_fn(|context| {
-            if !task.is_registered {
-                task.is_registered = true;
-                task.worker.register(task.id, context.waker());
-            }
-            task.worker.begin_turn();
+            task.begin(context.waker());
             let mut received = 0;
-            let (mut submitted, mut completed) = (false, false);
             let mut send_bytes_left = TURN_SEND_BYTES_MAX;
+            // What there is to send when the task is woken is what the end of a turn has left to it.
+            let mut sends = true;
             loop {
                 if let Some(outcome) = sending.as_mut().poll_outcome(&task.socket, context) {
-                    completed = true;
                     task.handle_sent(outcome);
+                    sends = true;
                 }
-                // Asked while a send is in flight as well: a stalled one is ended by closing.
-                if let Some(transfer) = task.next_transfer(&mut send_bytes_left) {
+                // Asked while a send waits as well: a stalled one is ended by closing.
+                if sends && let Some(buffer) = task.send(&mut send_bytes_left) {
                     debug_assert!(sending.is_idle(), "one send at a time");
-                    submitted = true;
-                    sending.set(match transfer {
-                        Transfer::Ring(buffer) => Sending::Ring { operation: task.socket.send(buffer) },
-                        Transfer::Waiting(buffer) => {
-                            Sending::Waiting { operation: task.socket.writable(), buffer: Some(buffer) }
-                        }
-                    });
+                    sending.set(Sending::Waiting { operation: task.socket.writable(), buffer: Some(buffer) });
                     continue;
                 }
                 if send_bytes_left == 0 {
-                    task.worker.turns.wait(context.waker());
-                    return Poll::Pending;
+                    return task.give_way(context.waker());
                 }
                 if receiving.is_idle() && task.wants_receive() {
-                    if submitted && !completed && matches!(task.reception, Reception::Active(_)) {
-                        // Behind the sends of this turn rather than between them: the completion of this one
-                        // comes back here, or, where the peer does not read, a tick does. Not where it has
-                        // come back already and found more to send: that may go on.
-                        return Poll::Pending;
-                    }
                     if received >= TURN_RECEIVES_MAX {
-                        task.worker.turns.wait(context.waker());
-                        return Poll::Pending;
+                        return task.give_way(context.waker());
                     }
                     receiving.set(match task.lease() {
                         Some(lease) => Receiving::Ring { operation: task.socket.receive(lease) },
@@ -125,6 +107,7 @@ pub(super) fn serve<H: Handler>(
                 match receiving.as_mut().poll_arrival(context) {
                     Some(arrival) => {
                         task.handle_arrival(arrival);
+                        sends = !task.leaves_output();
                         let is_bulk = matches!(task.reception, Reception::Bulk { .. });
                         received += if is_bulk { BULK_RECEIVE_WEIGHT } else { 1 };
                     }
@@ -136,7 +119,10 @@ pub(super) fn serve<H: Handler>(
                     None if task.closing && receiving.is_idle() && sending.is_idle() => {
                         return Poll::Ready(());
                     }
-                    None => return Poll::Pending,
+                    None => {
+                        task.note_comes_back(!receiving.is_idle());
+                        return Poll::Pending;
+                    }
                 }
             }
         })
@@ -152,14 +138,6 @@ enum Arrival {
     Readable(io::Result<()>),
     /// Bytes have been received into the lease.
     Received(io::Result<usize>, Lease),
-}
-
-/// A send that has to be waited for.
-enum Transfer {
-    /// Through the ring.
-    Ring(SendBuffer),
-    /// The socket was full: when there is room.
-    Waiting(SendBuffer),
 }
 
 pin_project! {
@@ -202,18 +180,16 @@ where
 }
 
 pin_project! {
-    /// The send in flight.
+    /// What the socket had no room for.
     #[project = SendingProjection]
-    enum Sending<S, P> {
+    enum Sending<P> {
         Idle,
-        Ring { #[pin] operation: S },
         Waiting { #[pin] operation: P, buffer: Option<SendBuffer> },
     }
 }
 
-impl<S, P> Sending<S, P>
+impl<P> Sending<P>
 where
-    S: Future<Output = (io::Result<usize>, SendBuffer)>,
     P: Future<Output = io::Result<()>>,
 {
     fn is_idle(&self) -> bool {
@@ -225,19 +201,11 @@ where
         socket: &Socket,
         context: &mut Context<'_>,
     ) -> Option<(io::Result<usize>, SendBuffer)> {
-        let outcome = match self.as_mut().project() {
-            SendingProjection::Idle => return None,
-            SendingProjection::Ring { operation } => {
-                let Poll::Ready(outcome) = operation.poll(context) else { return None };
-                Some(outcome)
-            }
-            SendingProjection::Waiting { operation, buffer } => {
-                let Poll::Ready(ready) = operation.poll(context) else { return None };
-                buffer.take().map(|buffer| (ready.and_then(|()| socket.try_send(buffer.unsent())), buffer))
-            }
-        };
+        let SendingProjection::Waiting { operation, buffer } = self.as_mut().project() else { return None };
+        let Poll::Ready(ready) = operation.poll(context) else { return None };
+        let buffer = buffer.take();
         self.set(Self::Idle);
-        outcome
+        buffer.map(|buffer| (ready.and_then(|()| socket.try_send(buffer.unsent())), buffer))
     }
 }
 
@@ -255,7 +223,7 @@ enum Reception {
 // Each is in two copies in what every connection carries: its task.
 const _: () = assert!(size_of::<Lease>() <= 40 && size_of::<SendBuffer>() <= 40);
 // Whatever the handler is: it has its place in the worker.
-const _: () = assert!(returned_bytes(serve::<Nobody>) <= 416, "what every connection carries");
+const _: () = assert!(returned_bytes(serve::<Nobody>) <= 408, "what every connection carries");
 
 const fn returned_bytes<F>(_: fn(Rc<Worker<Nobody>>, Socket, ConnectionId) -> F) -> usize {
     size_of::<F>()
@@ -278,6 +246,8 @@ struct Task<H: Handler> {
     reception: Reception,
     last_receive: Timestamp,
     is_registered: bool,
+    /// It runs without being woken, as the worker knows.
+    comes_back: bool,
     closing: bool,
     worker: Rc<Worker<H>>,
     socket: Socket,
@@ -333,6 +303,9 @@ impl<H: Handler> Task<H> {
         if self.closing {
             return;
         }
+        if received == 0 {
+            self.send_left();
+        }
         let mut shard = self.worker.shard.borrow_mut();
         if received == 0 {
             shard.handle_end_of_stream(self.id);
@@ -350,7 +323,7 @@ impl<H: Handler> Task<H> {
             }
         }
         drop(shard);
-        self.worker.carry_out(Some(self.id));
+        self.worker.carry_out();
     }
 
     /// Chooses how to receive next by what the last receive brought.
@@ -403,8 +376,8 @@ impl<H: Handler> Task<H> {
             is_active.then_some(HotConnection { id: self.id, descriptor: self.socket.raw() });
     }
 
-    /// Sends what can be sent at once, up to a turn's worth; answers with what has to be waited for.
-    fn next_transfer(&mut self, bytes_left: &mut usize) -> Option<Transfer> {
+    /// Sends what the socket takes, up to a turn's worth; answers with what has to be waited for.
+    fn send(&mut self, bytes_left: &mut usize) -> Option<SendBuffer> {
         while *bytes_left > 0 {
             if self.closing {
                 return None;
@@ -418,45 +391,76 @@ impl<H: Handler> Task<H> {
                     // Operations in flight end, and `serve` waits for them.
                     self.socket.shut(Direction::Both);
                 }
-                Output::Send(buffer) => {
-                    if self.worker.rides_ring && buffer.len() < DIRECT_SEND_BYTES_MIN {
-                        return Some(Transfer::Ring(buffer));
+                Output::Send(buffer) => match self.socket.try_send(buffer.unsent()) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Some(buffer),
+                    result => {
+                        let sent = result.as_ref().copied().unwrap_or(0);
+                        *bytes_left = bytes_left.saturating_sub(sent);
+                        self.handle_sent((result, buffer));
                     }
-                    match self.socket.try_send(buffer.unsent()) {
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                            return Some(Transfer::Waiting(buffer));
-                        }
-                        result => {
-                            let sent = result.as_ref().copied().unwrap_or(0);
-                            *bytes_left = bytes_left.saturating_sub(sent);
-                            self.handle_sent((result, buffer));
-                        }
-                    }
-                }
+                },
             }
         }
         None
     }
 
     fn handle_sent(&mut self, (result, buffer): (io::Result<usize>, SendBuffer)) {
+        self.worker.shard.borrow_mut().handle_send_result(self.id, buffer, result);
+        self.worker.carry_out();
+    }
+
+    /// Leaves what there is to send to the end of the turn, if it is little: then all connections send with
+    /// one call. Answers whether it does.
+    fn leaves_output(&self) -> bool {
         let mut shard = self.worker.shard.borrow_mut();
-        match result {
-            Ok(sent) => shard.handle_sent(self.id, buffer, sent),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                shard.handle_sent(self.id, buffer, 0);
-            }
-            Err(error) => {
-                shard.handle_sent(self.id, buffer, 0);
-                shard.handle_transport_error(self.id, &error.to_string());
+        let is_little = shard.endpoint(self.id).is_none_or(|endpoint| {
+            endpoint.outbox().bytes() < DIRECT_SEND_BYTES_MIN && !endpoint.outbox().is_congested()
+        });
+        if is_little {
+            shard.note_output(self.id);
+        }
+        is_little
+    }
+
+    /// Sends what was left to the end of the turn, as far as there is room: the end of the stream throws away
+    /// what waits.
+    fn send_left(&self) {
+        let mut shard = self.worker.shard.borrow_mut();
+        while let Some(buffer) = shard.poll_buffer(self.id) {
+            let bytes = buffer.len();
+            let result = self.socket.try_send(buffer.unsent());
+            let is_full = !result.as_ref().is_ok_and(|sent| *sent == bytes);
+            shard.handle_send_result(self.id, buffer, result);
+            if is_full {
+                break;
             }
         }
-        drop(shard);
-        self.worker.carry_out(Some(self.id));
+    }
+
+    fn begin(&mut self, waker: &Waker) {
+        if !self.is_registered {
+            self.is_registered = true;
+            self.worker.register(self.id, waker, &self.socket);
+        }
+        self.worker.begin_turn();
+    }
+
+    /// The others have their turn first.
+    fn give_way(&mut self, waker: &Waker) -> Poll<()> {
+        self.note_comes_back(true);
+        self.worker.turns.wait(waker);
+        Poll::Pending
+    }
+
+    fn note_comes_back(&mut self, comes_back: bool) {
+        if std::mem::replace(&mut self.comes_back, comes_back) != comes_back {
+            self.worker.note_comes_back(self.id, comes_back);
+        }
     }
 
     fn fail(&mut self, error: &io::Error) {
         self.worker.shard.borrow_mut().handle_transport_error(self.id, &error.to_string());
-        self.worker.carry_out(Some(self.id));
+        self.worker.carry_out();
     }
 
     fn end(mut self) {
@@ -468,7 +472,7 @@ impl<H: Handler> Task<H> {
         self.worker.shard.borrow_mut().handle_closed(self.id);
         self.worker.unregister(self.id);
         self.worker.futures.abandon(self.id);
-        self.worker.carry_out(None);
+        self.worker.carry_out();
     }
 }
 

@@ -4,7 +4,10 @@ use std::{future::Future, io};
 
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder, time::TimeDriver};
 
-use crate::os::{RingFlags, RingHandle, probe_ring};
+use crate::{
+    os::{RingFlags, RingHandle, SendBatch, probe_ring},
+    shard::ConnectionId,
+};
 
 /// Submissions that fit into one turn.
 const SUBMISSION_ENTRIES: u32 = 4096;
@@ -50,23 +53,27 @@ impl Backend {
     }
 }
 
-/// A runtime, and the ring it works on when there is one that can be reached and cancels what is pending.
-pub(crate) struct Runtime {
-    runtime: Fusion,
-    ring: Option<RingHandle>,
+/// What a shard's thread does its input and output with.
+pub(crate) struct Transport {
+    pub(crate) runtime: Runtime,
+    /// The ring that the runtime works on, when there is one that can be reached and cancels what is pending.
+    pub(crate) ring: Option<RingHandle>,
+    pub(crate) sends: SendBatch<ConnectionId>,
 }
 
-enum Fusion {
+/// A runtime of either kind.
+pub(crate) enum Runtime {
     IoUring(Box<monoio::Runtime<TimeDriver<IoUringDriver>>>),
     Epoll(Box<monoio::Runtime<TimeDriver<LegacyDriver>>>),
 }
 
-/// Builds the runtime on the thread that will run it.
-pub(crate) fn build(backend: &Backend) -> io::Result<Runtime> {
+/// Builds a transport on the thread that will use it.
+pub(crate) fn build(backend: &Backend) -> io::Result<Transport> {
     match backend {
         Backend::Epoll { .. } => {
             let runtime = RuntimeBuilder::<LegacyDriver>::new().enable_timer().build()?;
-            Ok(Runtime { runtime: Fusion::Epoll(Box::new(runtime)), ring: None })
+            let runtime = Runtime::Epoll(Box::new(runtime));
+            Ok(Transport { runtime, ring: None, sends: SendBatch::without_ring() })
         }
         Backend::IoUring(flags) => {
             let builder = RuntimeBuilder::<IoUringDriver>::new()
@@ -74,21 +81,18 @@ pub(crate) fn build(backend: &Backend) -> io::Result<Runtime> {
                 .uring_builder(flags.builder())
                 .enable_timer();
             let (runtime, ring) = RingHandle::capture(|| builder.build());
+            let runtime = Runtime::IoUring(Box::new(runtime?));
             let ring = ring.filter(RingHandle::can_cancel);
-            Ok(Runtime { runtime: Fusion::IoUring(Box::new(runtime?)), ring })
+            Ok(Transport { runtime, ring, sends: SendBatch::with_ring(*flags) })
         }
     }
 }
 
 impl Runtime {
-    pub(crate) fn take_ring(&mut self) -> Option<RingHandle> {
-        self.ring.take()
-    }
-
     pub(crate) fn block_on<F: Future>(&mut self, future: F) -> F::Output {
-        match &mut self.runtime {
-            Fusion::IoUring(runtime) => runtime.block_on(future),
-            Fusion::Epoll(runtime) => runtime.block_on(future),
+        match self {
+            Self::IoUring(runtime) => runtime.block_on(future),
+            Self::Epoll(runtime) => runtime.block_on(future),
         }
     }
 }

@@ -103,7 +103,7 @@ pub(super) fn defer<H: Handler>(
         };
         let now = decided_for.now();
         decided_for.shard.borrow_mut().handle_upgrade(id, upgrade, now);
-        decided_for.carry_out(None);
+        decided_for.carry_out();
     });
 }
 
@@ -220,7 +220,7 @@ impl<H: Handler, T> Future for Guarded<H, T> {
         let polled =
             catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut Context::from_waker(&waker))));
         let wants_more = polite.end();
-        this.worker.carry_out(None);
+        this.worker.carry_out();
         match polled {
             Ok(Poll::Ready(value)) => Poll::Ready(Outcome::Ready(value)),
             Ok(Poll::Pending) if this.is_abandoned() => Poll::Ready(Outcome::Ended),

@@ -20,12 +20,13 @@ use super::{
     accept,
     connection::HotConnection,
     mailbox::{Command, Mailbox},
+    sending::ConnectionTask,
     spawn, turns,
 };
 use crate::{
     buffer::{HEADROOM_BYTES, LeasePool},
     connection::Timestamp,
-    os::{Clock, Event, Listener, RingHandle, Socket},
+    os::{Clock, Event, Listener, RingHandle, SendBatch, Socket},
     protocol::CloseCode,
     shard::{
         Connection, ConnectionId, Counters, Handler, LocalError, LocalShard, RESERVED_SLOTS_MAX, Shard,
@@ -39,8 +40,6 @@ const SCRATCH_BYTES: usize = 512 * 1024;
 const QUIET_TICKS: u64 = 10;
 /// A connection whose receive has been pending for this long holds no buffer any more.
 const QUIET_MILLIS: u64 = 1000;
-/// Turns in a row that may wake connections at their end before those wait for the driver.
-const BUSY_TURNS_MAX: u8 = 8;
 /// A tick that is this late was kept from firing.
 const OVERDUE: Duration = Duration::from_millis(3 * TICK_MILLIS);
 /// How long what did not fit into the mesh waits for its next try.
@@ -53,9 +52,10 @@ const SETTLE: Duration = Duration::from_millis(2);
 pub(crate) struct WorkerSettings {
     pub(crate) buffer_bytes_max: usize,
     pub(crate) buffers_preallocated: usize,
-    /// Small sends go through the ring, and active connections receive through it.
+    /// Active connections receive through the ring.
     pub(crate) rides_ring: bool,
     pub(crate) ring: Option<RingHandle>,
+    pub(crate) sends: SendBatch<ConnectionId>,
     pub(crate) clock: Clock,
     pub(crate) mailboxes: Arc<[Arc<Mailbox>]>,
     pub(crate) index: usize,
@@ -86,11 +86,13 @@ pub(crate) struct Worker<H: Handler> {
     pub(super) stopping: Cell<bool>,
     pub(super) counters: Arc<Counters>,
     /// The task of each connection, by slot.
-    wakers: RefCell<Vec<Option<Waker>>>,
+    pub(super) connections: RefCell<Vec<Option<ConnectionTask>>>,
+    /// Collects what is sent at the end of a turn.
+    pub(super) sends: RefCell<SendBatch<ConnectionId>>,
     pub(super) futures: spawn::Futures,
     pub(super) turns: turns::Turns,
     clock: Clock,
-    ended: Cell<bool>,
+    pub(super) ended: Cell<bool>,
     /// Tasks of the worker's own that are still running.
     tasks: Rc<Cell<usize>>,
     /// The mailboxes of all workers, this one's among them.
@@ -99,9 +101,9 @@ pub(crate) struct Worker<H: Handler> {
     /// A task has run since the last end of a turn.
     turn_open: Cell<bool>,
     /// Wakes the main future, which ends the turn.
-    turn_waker: RefCell<Option<Waker>>,
+    pub(super) turn_waker: RefCell<Option<Waker>>,
     /// Turns in a row whose end woke connections: the driver may not have been asked meanwhile.
-    busy_turns: Cell<u8>,
+    pub(super) busy_turns: Cell<u8>,
     last_tick: Cell<Timestamp>,
     /// A retry of what did not fit into the mesh is under way.
     retrying: Cell<bool>,
@@ -118,7 +120,8 @@ impl<H: Handler> Worker<H> {
             stopping: Cell::new(false),
             counters: Arc::clone(shard.counters()),
             shard: RefCell::new(shard),
-            wakers: RefCell::new(Vec::with_capacity(RESERVED_SLOTS_MAX)),
+            connections: RefCell::new(Vec::with_capacity(RESERVED_SLOTS_MAX)),
+            sends: RefCell::new(settings.sends),
             futures: spawn::Futures::default(),
             turns: turns::Turns::new(settings.turns),
             clock: settings.clock,
@@ -187,31 +190,14 @@ impl<H: Handler> Worker<H> {
         if waiting && !self.ended.get() && !self.retrying.replace(true) {
             self.spawn_task(Rc::clone(self).retry());
         }
-        self.wake_dirty();
-        self.carry_out(None);
+        self.send_dirty();
+        self.carry_out();
         bell.arm();
         if self.shard.borrow().has_mesh_input() {
             // More than a turn's worth, or it came just now: once around the loop, so that I/O has its turn.
             bell.disarm();
             bell.signal().signal();
         }
-    }
-
-    /// Wakes the connections that the end of the turn has given something to send. They run before the driver
-    /// is asked; where one turn after the other does so, they give way, or nobody would ever hear from it.
-    fn wake_dirty(&self) {
-        // At the end there are no turns to wait for any more.
-        let gives_way = self.busy_turns.get() >= BUSY_TURNS_MAX && !self.ended.get();
-        let mut woken = false;
-        loop {
-            let Some(id) = self.shard.borrow_mut().poll_dirty() else { break };
-            woken = true;
-            match self.wakers.borrow().get(id.index()) {
-                Some(Some(waker)) if gives_way => self.turns.wait(waker),
-                _ => self.wake(id),
-            }
-        }
-        self.busy_turns.set(if woken && !gives_way { self.busy_turns.get().saturating_add(1) } else { 0 });
     }
 
     /// Timers have not fired for so long that the driver cannot have been asked: tasks keep each other busy.
@@ -287,16 +273,11 @@ impl<H: Handler> Worker<H> {
         Timestamp::from_millis(self.clock.millis())
     }
 
-    /// Wakes the connections that have something to send although it is not their turn, and runs new futures.
-    pub(super) fn carry_out(self: &Rc<Self>, current: Option<ConnectionId>) {
+    /// Runs the futures that user code has left.
+    pub(super) fn carry_out(self: &Rc<Self>) {
         loop {
             let mut shard = self.shard.borrow_mut();
-            if let Some(id) = shard.poll_dirty() {
-                drop(shard);
-                if Some(id) != current {
-                    self.wake(id);
-                }
-            } else if let Some(future) = shard.poll_spawned() {
+            if let Some(future) = shard.poll_spawned() {
                 drop(shard);
                 spawn::spawn(self, future);
             } else if let Some((id, decision)) = shard.poll_deferred() {
@@ -305,21 +286,6 @@ impl<H: Handler> Worker<H> {
             } else {
                 return;
             }
-        }
-    }
-
-    /// The task of connection `id` is to be woken by `waker`.
-    pub(super) fn register(&self, id: ConnectionId, waker: &Waker) {
-        let mut wakers = self.wakers.borrow_mut();
-        if wakers.len() <= id.index() {
-            wakers.resize(id.index() + 1, None);
-        }
-        wakers[id.index()] = Some(waker.clone());
-    }
-
-    pub(super) fn unregister(&self, id: ConnectionId) {
-        if let Some(waker) = self.wakers.borrow_mut().get_mut(id.index()) {
-            *waker = None;
         }
     }
 
@@ -338,12 +304,6 @@ impl<H: Handler> Worker<H> {
         TaskGuard(Rc::clone(&self.tasks))
     }
 
-    fn wake(&self, id: ConnectionId) {
-        if let Some(Some(waker)) = self.wakers.borrow().get(id.index()) {
-            waker.wake_by_ref();
-        }
-    }
-
     async fn tick(self: Rc<Self>) {
         let mut ticks = 0u64;
         while !self.ended.get() {
@@ -352,26 +312,10 @@ impl<H: Handler> Worker<H> {
             self.last_tick.set(now);
             self.begin_turn();
             self.shard.borrow_mut().handle_tick(now);
-            self.carry_out(None);
-            self.wake_stalled(now);
+            self.carry_out();
             ticks += 1;
             if ticks.is_multiple_of(QUIET_TICKS) {
                 self.cool_down(now);
-            }
-        }
-    }
-
-    /// Wakes the connections that wait for a send before they receive again, where this one takes long: those
-    /// in the midst of an exchange have received something within the last tick.
-    fn wake_stalled(&self, now: Timestamp) {
-        let shard = self.shard.borrow();
-        for hot in self.hot.borrow().iter().flatten() {
-            let is_stalled = shard.endpoint(hot.id).is_some_and(|endpoint| {
-                endpoint.outbox().is_in_flight()
-                    && now.since(endpoint.last_received()) >= Duration::from_millis(TICK_MILLIS)
-            });
-            if is_stalled {
-                self.wake(hot.id);
             }
         }
     }
@@ -384,7 +328,7 @@ impl<H: Handler> Worker<H> {
         if let Some(ring) = &self.ring {
             for hot in self.hot.borrow().iter().flatten() {
                 let is_quiet = shard.endpoint(hot.id).is_some_and(|endpoint| {
-                    // A send in flight could be hit in the receive's stead: they share the descriptor.
+                    // A wait for room could be hit in the receive's stead: they share the descriptor.
                     endpoint.outbox().is_idle()
                         && now.since(endpoint.last_received()) >= Duration::from_millis(QUIET_MILLIS)
                 });
@@ -407,7 +351,7 @@ impl<H: Handler> Worker<H> {
         listener.shut();
         let mut until = self.now().after(deadline);
         self.shard.borrow_mut().close_all(CloseCode::GOING_AWAY, "server stops", self.now());
-        self.carry_out(None);
+        self.carry_out();
         while !self.shard.borrow().is_empty() && self.now() < until {
             monoio::time::sleep(SETTLE).await;
             // Whoever asks again may be in more of a hurry.
@@ -419,7 +363,7 @@ impl<H: Handler> Worker<H> {
         if left > 0 {
             tracing::warn!(connections = left, "cut off at the stop deadline");
             self.shard.borrow_mut().abort_all("server stops");
-            self.carry_out(None);
+            self.carry_out();
         }
         self.futures.end();
         self.ended.set(true);
@@ -448,9 +392,7 @@ impl<H: Handler> LocalShard<H::Session> for Worker<H> {
         let mut shard = self.shard.try_borrow_mut().map_err(|_| LocalError::InHandler)?;
         shard.with_connection(id, self.now(), action)?;
         drop(shard);
-        // The future that called runs in a task of this worker, which carries the effects out when it
-        // returns.
-        self.wake(id);
+        self.begin_turn();
         Ok(())
     }
 }

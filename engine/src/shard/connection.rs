@@ -96,8 +96,8 @@ impl<S> Connection<'_, S> {
         self.peer_address
     }
 
-    /// Queues a message for the peer. It leaves when the handler returns, together with everything else that
-    /// the turn has produced for this connection.
+    /// Queues a message for the peer. It leaves when the turn ends, at the latest, together with everything
+    /// else that the turn has produced for this connection.
     ///
     /// Sending back the very payload that the handler was lent costs no copy.
     #[inline]

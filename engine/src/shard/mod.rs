@@ -81,7 +81,7 @@ pub(crate) struct Context {
     counters: Arc<Counters>,
     corks: CorkPool,
     now: Timestamp,
-    /// Connections that have output and whose turn nobody else takes.
+    /// Connections that have output, or whose transport has something else to do.
     dirty: Vec<ConnectionId>,
     /// In the order of their calls.
     spawned: VecDeque<LocalFuture<()>>,

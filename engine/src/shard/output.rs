@@ -1,17 +1,40 @@
 //! What a shard has to send, and whose turn it is.
 
+use std::io;
+
 use super::{ConnectionId, Handler, Shard, find};
 use crate::{buffer::SendBuffer, connection::Output};
 
 impl<H: Handler> Shard<H> {
-    /// A buffer came back from the socket, which took `sent` bytes of it.
-    pub fn handle_sent(&mut self, id: ConnectionId, buffer: SendBuffer, sent: usize) {
-        let Some(slot) = find(&mut self.slots, id) else { return };
+    /// A buffer came back from the socket, which took `sent` bytes of it. Answers whether the handler was
+    /// called: it may have published, which leaves at the end of a turn.
+    pub fn handle_sent(&mut self, id: ConnectionId, buffer: SendBuffer, sent: usize) -> bool {
+        let Some(slot) = find(&mut self.slots, id) else { return false };
         let context = &mut self.context;
         context.counters.bytes_sent.add(sent as u64);
-        if slot.endpoint.handle_sent(buffer, sent, &context.settings, &mut context.corks) {
+        let drained = slot.endpoint.handle_sent(buffer, sent, &context.settings, &mut context.corks);
+        if drained {
             self.call(id, |handler, connection| handler.on_drain(connection));
             self.settle(id);
+        }
+        drained
+    }
+
+    /// The same with the result of a send that was not to wait.
+    pub fn handle_send_result(
+        &mut self,
+        id: ConnectionId,
+        buffer: SendBuffer,
+        result: io::Result<usize>,
+    ) -> bool {
+        match result {
+            Ok(sent) => self.handle_sent(id, buffer, sent),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.handle_sent(id, buffer, 0),
+            Err(error) => {
+                self.handle_sent(id, buffer, 0);
+                self.handle_transport_error(id, &error.to_string());
+                true
+            }
         }
     }
 
@@ -32,7 +55,35 @@ impl<H: Handler> Shard<H> {
         }
     }
 
-    /// The next connection that has output although it was not its turn.
+    /// The next bytes for the socket, where that is what the transport is to do: hand the buffer back with
+    /// [`handle_sent`](Self::handle_sent). The rest of what [`poll_output`](Self::poll_output) says is left.
+    pub fn poll_buffer(&mut self, id: ConnectionId) -> Option<SendBuffer> {
+        let slot = find(&mut self.slots, id)?;
+        slot.endpoint.poll_buffer(&mut self.context.corks)
+    }
+
+    /// Whether there is something for the transport of a connection to do that is not to send: to be asked by
+    /// [`poll_output`](Self::poll_output), or, unless it `comes_back` by itself, to receive.
+    #[must_use]
+    pub fn wants_transport(&self, id: ConnectionId, comes_back: bool) -> bool {
+        let slot = self.slots.get(id.index()).filter(|slot| slot.generation == id.generation());
+        slot.is_some_and(|slot| {
+            slot.endpoint.has_output() || slot.is_unsettled() || !comes_back && slot.endpoint.wants_receive()
+        })
+    }
+
+    /// If the connection has output, [`poll_dirty`](Self::poll_dirty) will name it.
+    pub fn note_output(&mut self, id: ConnectionId) {
+        let Some(slot) = find(&mut self.slots, id) else { return };
+        if slot.endpoint.has_output() && !slot.dirty {
+            slot.dirty = true;
+            self.context.dirty.push(id);
+        }
+    }
+
+    /// The next connection that has output, or whose transport has something else to do.
+    /// [`poll_buffer`](Self::poll_buffer) tells what is to be sent, and
+    /// [`wants_transport`](Self::wants_transport) whether there is more to do.
     pub fn poll_dirty(&mut self) -> Option<ConnectionId> {
         loop {
             let id = self.context.dirty.pop()?;

@@ -24,6 +24,7 @@ on_both_drivers!(
     many_connections_do_not_mix,
     frames_behind_the_request_are_received,
     messages_received_together_are_all_answered,
+    what_came_before_the_end_of_the_stream_is_answered,
 );
 
 const MIB: usize = 1024 * 1024;
@@ -271,4 +272,24 @@ fn messages_received_together_are_all_answered(driver: Driver) {
         }
     }
     client.close();
+}
+
+fn what_came_before_the_end_of_the_stream_is_answered(driver: Driver) {
+    let server = Server::start(config(driver), |_| {
+        Script::echo().on_message(|connection, message| {
+            // Long enough for all the rest to arrive: it is received in the same turn.
+            thread::sleep(Duration::from_millis(100));
+            let _ = connection.send(message);
+        })
+    });
+    let mut client = server.connect();
+    for text in ["first", "second", "third"] {
+        client.send_text(text);
+        // The next one is not received together with it.
+        thread::sleep(Duration::from_millis(20));
+    }
+    client.shut_write();
+    for text in ["first", "second", "third"] {
+        assert_eq!(client.receive_text(), text);
+    }
 }

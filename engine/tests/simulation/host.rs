@@ -1,10 +1,11 @@
 //! A shard with its transports: does for it what the runtime does, over virtual links.
 //!
-//! Like the runtime's, a transport has at most one receive and one send pending, is woken for output that
-//! comes when it is not its turn, and closes its socket only when nothing is pending.
+//! Like the runtime's, a transport has at most one receive and one send pending, leaves what little it has to
+//! send to the end of the turn, and closes its socket only when nothing is pending.
 
 use std::{
     future::Future,
+    io,
     net::SocketAddr,
     pin::Pin,
     rc::Rc,
@@ -124,7 +125,7 @@ impl Host {
 
     /// The turn ends: what was published leaves, and what came from other shards is taken in. Answers whom to
     /// wake.
-    pub(crate) fn end_turn(&mut self, now: Timestamp) -> Vec<usize> {
+    pub(crate) fn end_turn(&mut self, links: &mut [Link], now: Timestamp) -> Vec<usize> {
         if self.shard.has_mesh_input() {
             self.activity += 1;
             self.shard.handle_mesh(now);
@@ -135,12 +136,65 @@ impl Host {
         while let Some((topic, window)) = self.shard.poll_window() {
             self.windows.push((topic, now.after(window)));
         }
-        self.carry_out(None);
+        self.observe_all();
+        let called = self.send_dirty(links);
+        self.carry_out();
         self.observe_all();
         self.rung = false;
-        // More than a turn's worth, or no room on the way to another shard: once again.
-        self.turn_open = waits || self.shard.has_mesh_input();
+        // More than a turn's worth, no room on the way to another shard, or a handler that was called and may
+        // have published: once again.
+        self.turn_open = called || waits || self.shard.has_mesh_input();
         woken
+    }
+
+    /// Sends what the connections have that became dirty: all together, or each on its own. Answers whether a
+    /// handler was called.
+    fn send_dirty(&mut self, links: &mut [Link]) -> bool {
+        let (mut called, mut together) = (false, Vec::new());
+        while let Some(id) = self.shard.poll_dirty() {
+            self.activity += 1;
+            let Some(at) = self.transports.iter().position(|transport| transport.id == id) else { continue };
+            match self.shard.poll_buffer(id) {
+                Some(buffer) => together.push((at, buffer)),
+                None => self.wake_if_needed(at),
+            }
+            if !self.shared.random.chance(80) {
+                for (at, buffer) in together.drain(..) {
+                    called |= self.send(at, buffer, links);
+                }
+            }
+        }
+        for (at, buffer) in together {
+            called |= self.send(at, buffer, links);
+        }
+        called
+    }
+
+    /// The socket takes what it has room for.
+    fn send(&mut self, at: usize, buffer: SendBuffer, links: &mut [Link]) -> bool {
+        let Transport { id, peer, .. } = self.transports[at];
+        let idle = self.transports[at].sending.is_none() && !buffer.is_empty();
+        self.shared.model.borrow_mut().check(peer, idle, "one buffer is in flight at most");
+        let link = &mut links[peer];
+        let random = &self.shared.random;
+        let called = if link.is_reset {
+            self.shard.handle_send_result(id, buffer, Err(io::ErrorKind::ConnectionReset.into()))
+        } else {
+            let is_full = random.chance(self.shared.plan.full_socket);
+            let bytes = if is_full { 0 } else { random.share(buffer.len()) };
+            let sent = link.to_client.write(&buffer.unsent()[..bytes]);
+            let result = if sent > 0 { Ok(sent) } else { Err(io::ErrorKind::WouldBlock.into()) };
+            self.report_sent(at, sent, |host| host.shard.handle_send_result(id, buffer, result))
+        };
+        self.observe_all();
+        self.wake_if_needed(at);
+        called
+    }
+
+    /// What the end of the turn cannot do is left to the transport.
+    fn wake_if_needed(&mut self, at: usize) {
+        let transport = &mut self.transports[at];
+        transport.woken |= self.shard.wants_transport(transport.id, transport.receiving.is_some());
     }
 
     /// Runs a transport that was woken, as a scheduler does some time or other.
@@ -199,7 +253,7 @@ impl Host {
         } else {
             return false;
         }
-        self.after(at, links);
+        self.after_receive(at, links);
         true
     }
 
@@ -229,13 +283,13 @@ impl Host {
             unreachable!("decisions are ready when they are looked at")
         };
         self.shard.handle_upgrade(id, upgrade, now);
-        self.carry_out(None);
+        self.carry_out();
         self.observe_all();
     }
 
     pub(crate) fn tick(&mut self, now: Timestamp) {
         self.shard.handle_tick(now);
-        self.carry_out(None);
+        self.carry_out();
         self.observe_all();
         for (topic, _) in self.windows.extract_if(.., |(_, until)| *until <= now) {
             self.shard.close_window(topic);
@@ -271,7 +325,7 @@ impl Host {
         });
         let agrees = reached.is_ok() == record_is_open;
         shared.model.borrow_mut().check(peer, agrees, "a handle reaches a connection until on_close");
-        self.carry_out(None);
+        self.carry_out();
         self.observe_all();
     }
 
@@ -280,7 +334,7 @@ impl Host {
             self.shared.note_close(transport.peer, code);
         }
         self.shard.close_all(code, "everybody", now);
-        self.carry_out(None);
+        self.carry_out();
         self.observe_all();
     }
 
@@ -289,7 +343,7 @@ impl Host {
             self.shared.note_close(transport.peer, CloseCode::ABNORMAL);
         }
         self.shard.abort_all("everybody out");
-        self.carry_out(None);
+        self.carry_out();
         self.observe_all();
     }
 
@@ -304,7 +358,7 @@ impl Host {
     fn after(&mut self, at: usize, links: &mut [Link]) {
         self.activity += 1;
         self.observe_all();
-        self.carry_out(Some(self.transports[at].id));
+        self.carry_out();
         if self.shared.random.chance(90) {
             self.turn(at, links);
         } else {
@@ -312,13 +366,31 @@ impl Host {
         }
     }
 
+    /// What follows a receive: what there is to send may be left to the end of the turn.
+    fn after_receive(&mut self, at: usize, links: &mut [Link]) {
+        let id = self.transports[at].id;
+        let waiting = self.shard.endpoint(id).map_or(0, |endpoint| endpoint.outbox().bytes());
+        if waiting >= DIRECT_SEND_BYTES_MIN {
+            return self.after(at, links);
+        }
+        self.activity += 1;
+        self.observe_all();
+        self.shard.note_output(id);
+        self.carry_out();
+        self.go_on(at, links);
+    }
+
     fn turn(&mut self, at: usize, links: &mut [Link]) {
         self.transports[at].woken = false;
         self.poll_output(at, links);
+        self.go_on(at, links);
+    }
+
+    /// Receives or ends.
+    fn go_on(&mut self, at: usize, links: &mut [Link]) {
         let transport = &mut self.transports[at];
-        let random = &self.shared.random;
         if transport.receiving.is_none() && !transport.closing && self.shard.wants_receive(transport.id) {
-            transport.receiving = Some(*random.one_of(&[1, 3904, 16_192, 512 * 1024]));
+            transport.receiving = Some(*self.shared.random.one_of(&[1, 3904, 16_192, 512 * 1024]));
         }
         if transport.closing && transport.receiving.is_none() && transport.sending.is_none() {
             self.end(at, links);
@@ -340,9 +412,9 @@ impl Host {
                 Output::Close => transport.closing = true,
                 Output::Send(buffer) => {
                     let idle = transport.sending.is_none() && !buffer.is_empty();
-                    let in_ring = self.shared.plan.rides_ring && buffer.len() < DIRECT_SEND_BYTES_MIN;
-                    let full = link.to_client.room() == 0 || self.shared.random.chance(10);
-                    if in_ring || full || link.is_reset {
+                    let is_full = self.shared.random.chance(self.shared.plan.full_socket);
+                    let full = link.to_client.room() == 0 || is_full;
+                    if full || link.is_reset {
                         transport.sending = Some(buffer);
                     } else {
                         let bytes = self.shared.random.share(buffer.len());
@@ -352,13 +424,11 @@ impl Host {
                     let peer = self.transports[at].peer;
                     self.shared.model.borrow_mut().check(peer, idle, "one buffer is in flight at most");
                     self.observe_all();
-                    self.carry_out(Some(id));
+                    self.carry_out();
                 }
             }
-            // What came up for this transport in its own turn is its own to do.
-            self.transports[at].woken = false;
         }
-        self.carry_out(Some(id));
+        self.carry_out();
     }
 
     fn end(&mut self, at: usize, links: &mut [Link]) {
@@ -378,18 +448,12 @@ impl Host {
         if self.shared.random.chance(50) {
             self.deferred.retain(|(deferred, _)| *deferred != id);
         }
-        self.carry_out(None);
+        self.carry_out();
     }
 
-    /// Wakes who has something to do, and takes the futures.
-    fn carry_out(&mut self, current: Option<ConnectionId>) {
+    /// Takes the futures; the turn is to end.
+    fn carry_out(&mut self) {
         self.turn_open = true;
-        while let Some(id) = self.shard.poll_dirty() {
-            if let Some(transport) = self.transports.iter_mut().find(|transport| transport.id == id) {
-                transport.woken |= current != Some(id);
-                self.activity += 1;
-            }
-        }
         while let Some(mut future) = self.shard.poll_spawned() {
             let _ = future.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         }
@@ -399,7 +463,7 @@ impl Host {
     }
 
     /// Tells the shard of a send or relay of `bytes` by `report`.
-    fn report_sent(&mut self, at: usize, bytes: usize, report: impl FnOnce(&mut Self)) {
+    fn report_sent<R>(&mut self, at: usize, bytes: usize, report: impl FnOnce(&mut Self) -> R) -> R {
         let Transport { id, peer, .. } = self.transports[at];
         let model = Rc::clone(&self.shared.model);
         model.borrow_mut().tally.bytes_sent += bytes as u64;
@@ -407,10 +471,11 @@ impl Host {
         let left = endpoint.outbox().bytes() - bytes;
         let drains = model.borrow().leaves(peer, left, endpoint.is_open());
         let told = model.borrow().tally.drains;
-        report(self);
+        let reported = report(self);
         let told = model.borrow().tally.drains - told;
         let as_expected = told == u64::from(drains) || model.borrow().records[peer].skips_pongs;
         model.borrow_mut().check(peer, as_expected, "a drain is told when the low mark is reached");
+        reported
     }
 
     fn observe(&mut self, at: usize) {
@@ -441,19 +506,19 @@ impl Host {
 
     /// Nobody waits for something that nobody will do.
     pub(crate) fn check_progress(&self) {
+        if self.turn_open {
+            // Its end may have something to do for each of them.
+            return;
+        }
         let mut model = self.shared.model.borrow_mut();
         for transport in &self.transports {
-            let Some(endpoint) = self.shard.endpoint(transport.id) else {
-                model.fail(transport.peer, "the slot is gone before its socket");
-                continue;
-            };
+            let is_there = self.shard.endpoint(transport.id).is_some();
+            model.check(transport.peer, is_there, "the slot is gone before its socket");
             if transport.woken || transport.closing {
                 continue;
             }
-            let idle = !endpoint.has_output();
-            model.check(transport.peer, idle, "there is output, and nobody was woken for it");
-            let receives = transport.receiving.is_some() || !endpoint.wants_receive();
-            model.check(transport.peer, receives, "bytes are wanted, and nobody was woken to receive them");
+            let rests = !self.shard.wants_transport(transport.id, transport.receiving.is_some());
+            model.check(transport.peer, rests, "there is something to do, and nobody was woken for it");
         }
     }
 }

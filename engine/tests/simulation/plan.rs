@@ -23,8 +23,8 @@ pub(crate) struct Plan {
     /// Clients over the whole run.
     pub(crate) clients: usize,
     pub(crate) steps: usize,
-    /// Small sends go through the ring: they are in flight for a while.
-    pub(crate) rides_ring: bool,
+    /// How likely a socket has no room: then a send is in flight for a while.
+    pub(crate) full_socket: usize,
     /// The largest message of a handler's own.
     pub(crate) sent_bytes_max: usize,
     /// The largest message of a well-behaved client's.
@@ -85,7 +85,7 @@ impl Plan {
             connections_max: if random.chance(15) { random.within(1, 3) } else { 100 },
             clients: random.within(1, 6),
             steps: random.within(100, 1000),
-            rides_ring: random.chance(60),
+            full_socket: *random.one_of(&[2, 10, 60]),
             sent_bytes_max: if random.chance(50) { 100 * 1024 } else { settings.outbox.bytes_max / 2 },
             uploaded_bytes_max: settings.message.message_bytes_max,
             is_bulk: random.chance(30),

@@ -150,7 +150,7 @@ impl World {
         for shard in 0..self.shards.len() {
             let host = &mut self.shards[shard];
             if (host.turn_open || host.rung) && self.shared.random.chance(percent) {
-                for woken in host.end_turn(self.now) {
+                for woken in host.end_turn(&mut self.links, self.now) {
                     self.shards[woken].rung = true;
                 }
             }
@@ -399,7 +399,7 @@ impl World {
             counted += shard.counters.snapshot();
             // Nothing is left that could still happen.
             shard.tick(self.now.after(Duration::from_secs(1 << 20)));
-            shard.end_turn(self.now);
+            shard.end_turn(&mut self.links, self.now);
             (0..4).for_each(|_| shard.shard.shrink());
             let quiet = shard.shard.poll_dirty().is_none() && shard.shard.poll_deferred().is_none();
             self.shared.model.borrow_mut().check(NOBODY, quiet, "an empty shard is quiet");

@@ -1,5 +1,7 @@
 //! Subscribers that do not read, under each policy.
 
+use std::time::Duration;
+
 use ringwire::{Config, Driver, OutboxFull, Topic, protocol::frame::frame_bytes};
 
 use crate::{
@@ -11,6 +13,7 @@ on_both_drivers!(
     the_newest_are_dropped,
     the_oldest_are_dropped,
     the_connection_is_closed,
+    a_subscriber_that_is_given_up_ends_in_time,
     a_topic_closes_whom_the_others_would_keep,
     the_latest_of_each_key_arrives,
     the_latest_of_each_key_arrives_from_a_foreign_thread,
@@ -142,6 +145,25 @@ fn the_connection_is_closed(driver: Driver) {
     assert_eq!((counters.dropped_newest, counters.dropped_oldest), (0, 0));
     topics.server.handle.publish("news", &payload(count)).expect("room");
     assert_eq!(number(&reader.receive_text()), count);
+}
+
+fn a_subscriber_that_is_given_up_ends_in_time(driver: Driver) {
+    let mut config = tight(driver);
+    // No other deadline is due.
+    config.close_timeout = Duration::from_millis(300);
+    config.handshake_timeout = Duration::from_secs(3600);
+    config.ping_interval = None;
+    let topics = Topics::start(config);
+    let handle = &topics.server.handle;
+    let mut slow = topics.connect_narrow_on(1);
+    subscribe(&mut slow, "news");
+    let is_full = |number: usize| {
+        handle.publish("news", &payload(number)).expect("room");
+        topics.server.counters().closed_outbox_full == 1
+    };
+    assert!((0..COUNT_MAX).any(is_full), "the outbox was never full");
+    topics.server.eventually("the close timeout", |counters| counters.timeouts_close == 1);
+    topics.server.eventually("the end of the connection", |counters| counters.connections_current == 0);
 }
 
 fn a_topic_closes_whom_the_others_would_keep(driver: Driver) {

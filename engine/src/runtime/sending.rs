@@ -1,0 +1,138 @@
+//! The end of a turn sends what the connections have that became dirty in it: small buffers of all of them
+//! together, large ones straight to their sockets. What a socket does not take, and whatever else is to be
+//! done, is left to the connection's task.
+
+use std::{
+    cell::{Ref, RefMut},
+    task::Waker,
+};
+
+use super::Worker;
+use crate::{
+    os::{SendBatch, Socket},
+    shard::{ConnectionId, Handler, Shard},
+};
+
+/// Buffers from this size on go straight to the socket: a ring is slower for them.
+pub(super) const DIRECT_SEND_BYTES_MIN: usize = 8 * 1024;
+/// Bytes that a connection sends straight to its socket in one turn before the others get theirs: a handler
+/// that sends more whenever there is room would never come to an end.
+pub(super) const TURN_SEND_BYTES_MAX: usize = 1024 * 1024;
+/// Turns in a row that may wake connections at their end before those wait for the driver.
+const BUSY_TURNS_MAX: u8 = 8;
+
+/// What the end of a turn has to know of a connection's task.
+pub(super) struct ConnectionTask {
+    waker: Waker,
+    socket: Socket,
+    /// It runs without being woken: a receive is pending, or it has given way.
+    comes_back: bool,
+}
+
+impl<H: Handler> Worker<H> {
+    /// The task of connection `id` is to be woken by `waker`, and sends through `socket`.
+    pub(super) fn register(&self, id: ConnectionId, waker: &Waker, socket: &Socket) {
+        let mut connections = self.connections.borrow_mut();
+        if connections.len() <= id.index() {
+            connections.resize_with(id.index() + 1, || None);
+        }
+        let task = ConnectionTask { waker: waker.clone(), socket: socket.clone(), comes_back: false };
+        connections[id.index()] = Some(task);
+    }
+
+    /// Whether the task of connection `id` runs without being woken.
+    pub(super) fn note_comes_back(&self, id: ConnectionId, comes_back: bool) {
+        if let Some(Some(task)) = self.connections.borrow_mut().get_mut(id.index()) {
+            task.comes_back = comes_back;
+        }
+    }
+
+    pub(super) fn unregister(&self, id: ConnectionId) {
+        if let Some(task) = self.connections.borrow_mut().get_mut(id.index()) {
+            *task = None;
+        }
+    }
+
+    /// Sends what the connections have that became dirty in this turn.
+    pub(super) fn send_dirty(&self) {
+        let mut round = Round {
+            worker: self,
+            shard: self.shard.borrow_mut(),
+            connections: self.connections.borrow(),
+            // At the end there are no turns to wait for any more.
+            gives_way: self.busy_turns.get() >= BUSY_TURNS_MAX && !self.ended.get(),
+            woke: false,
+            called: false,
+        };
+        let mut sends = self.sends.borrow_mut();
+        while let Some(id) = round.shard.poll_dirty() {
+            round.send(id, &mut sends);
+            if sends.is_full() {
+                round.carry_out(&mut sends);
+            }
+        }
+        round.carry_out(&mut sends);
+        let Round { gives_way, woke, called, .. } = round;
+        self.busy_turns.set(if woke && !gives_way { self.busy_turns.get().saturating_add(1) } else { 0 });
+        // What a handler has published meanwhile leaves at the end of another turn, and the driver is asked
+        // before.
+        if called && let Some(waker) = &*self.turn_waker.borrow() {
+            self.turns.wait(waker);
+        }
+    }
+}
+
+/// One look at those who became dirty.
+struct Round<'a, H: Handler> {
+    worker: &'a Worker<H>,
+    shard: RefMut<'a, Shard<H>>,
+    connections: Ref<'a, Vec<Option<ConnectionTask>>>,
+    /// Turns follow each other so closely that the driver may not have been asked between them: who is woken
+    /// waits for it, or nobody would ever hear from it.
+    gives_way: bool,
+    /// A task was woken: it runs before the driver is asked, if it does not give way.
+    woke: bool,
+    /// The handler was called.
+    called: bool,
+}
+
+impl<H: Handler> Round<'_, H> {
+    /// Sends what connection `id` has, or queues it in `sends` if it is little.
+    fn send(&mut self, id: ConnectionId, sends: &mut SendBatch<ConnectionId>) {
+        let mut bytes_left = TURN_SEND_BYTES_MAX;
+        while bytes_left > 0 {
+            let Some(Some(task)) = self.connections.get(id.index()) else { return };
+            let Some(buffer) = self.shard.poll_buffer(id) else { break };
+            let bytes = buffer.len();
+            if bytes < DIRECT_SEND_BYTES_MIN {
+                return sends.push(id, &task.socket, buffer);
+            }
+            let result = task.socket.try_send(buffer.unsent());
+            let is_full = !result.as_ref().is_ok_and(|sent| *sent == bytes);
+            self.called |= self.shard.handle_send_result(id, buffer, result);
+            if is_full {
+                break;
+            }
+            bytes_left = bytes_left.saturating_sub(bytes);
+        }
+        self.wake_if_needed(id);
+    }
+
+    fn carry_out(&mut self, sends: &mut SendBatch<ConnectionId>) {
+        for (id, buffer, result) in sends.carry_out() {
+            self.called |= self.shard.handle_send_result(id, buffer, result);
+            self.wake_if_needed(id);
+        }
+    }
+
+    fn wake_if_needed(&mut self, id: ConnectionId) {
+        let Some(Some(task)) = self.connections.get(id.index()) else { return };
+        let is_needed = self.shard.wants_transport(id, task.comes_back);
+        if is_needed && self.gives_way {
+            self.worker.turns.wait(&task.waker);
+        } else if is_needed {
+            self.woke = true;
+            task.waker.wake_by_ref();
+        }
+    }
+}
