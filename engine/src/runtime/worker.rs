@@ -26,7 +26,7 @@ use super::{
 use crate::{
     buffer::{HEADROOM_BYTES, LeasePool},
     connection::Timestamp,
-    os::{Clock, Event, Listener, RingHandle, SendBatch, Socket},
+    os::{Clock, Event, Listener, RingHandle, SendBatch, Socket, Ticker},
     protocol::CloseCode,
     shard::{
         Connection, ConnectionId, Counters, Handler, LocalError, LocalShard, RESERVED_SLOTS_MAX, Shard,
@@ -231,16 +231,18 @@ impl<H: Handler> Worker<H> {
         let mailbox = Arc::clone(&self.mailboxes[self.index]);
         let open = || {
             let listener = Socket::new(listener.as_fd().try_clone_to_owned()?)?;
-            Ok((mailbox.bell().signal().as_socket()?, listener, self.turns.as_socket()?))
+            let ticker = Ticker::new(Duration::from_millis(TICK_MILLIS))?;
+            let ticks = Socket::new(ticker.as_fd().try_clone_to_owned()?)?;
+            Ok((mailbox.bell().signal().as_socket()?, listener, self.turns.as_socket()?, (ticker, ticks)))
         };
-        let (mailbox_socket, listener_socket, turns_socket) = match open() {
+        let (mailbox_socket, listener_socket, turns_socket, ticker) = match open() {
             Ok(opened) => opened,
             Err(error) => return ready(Err(error)),
         };
         ready(Ok(()));
         let listener = Rc::new(listener);
         self.spawn_task(accept::accept(Rc::clone(&self), Rc::clone(&listener), listener_socket));
-        self.spawn_task(Rc::clone(&self).tick());
+        self.spawn_task(Rc::clone(&self).tick(ticker));
         self.spawn_task(turns::serve(Rc::clone(&self), turns_socket));
         let deadline = loop {
             if let Err(error) = mailbox_socket.readable().await {
@@ -304,10 +306,13 @@ impl<H: Handler> Worker<H> {
         TaskGuard(Rc::clone(&self.tasks))
     }
 
-    async fn tick(self: Rc<Self>) {
+    async fn tick(self: Rc<Self>, (ticker, watched): (Ticker, Socket)) {
         let mut ticks = 0u64;
         while !self.ended.get() {
-            monoio::time::sleep(Duration::from_millis(TICK_MILLIS)).await;
+            if let Err(error) = watched.readable().await {
+                return tracing::error!(%error, "time cannot be waited for");
+            }
+            ticker.clear();
             let now = self.now();
             self.last_tick.set(now);
             self.begin_turn();
