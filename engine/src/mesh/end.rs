@@ -4,20 +4,20 @@
 //! does not fit is staged in a queue with a limit, and what does not fit there is refused; staged values
 //! leave before newer ones.
 
-use std::{
-    collections::VecDeque,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU64, Ordering};
+#[cfg(not(loom))]
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::{collections::VecDeque, sync::Arc};
+
+use super::{
+    Inbox, Weight,
+    inbox::Load,
+    ring::{Consumer, Producer, PushError, RingBuffer},
 };
 
-use rtrb::{Consumer, Producer, RingBuffer};
-
-use super::{Inbox, Weight, inbox::Load};
-
-/// Values in flight from one shard to another.
-const RING_CAPACITY: usize = 1024;
+/// Values in flight from one shard to another. Loom is to see full rings.
+const RING_CAPACITY: usize = if cfg!(loom) { 1 } else { 1024 };
 /// Values that wait for room in a full ring. A handler may publish a large snapshot in one call, key for key:
 /// its values are to be limited by their bytes rather than by their number.
 const STAGED_MAX: usize = 256 * 1024;
@@ -124,7 +124,7 @@ impl<T: Weight> MeshEnd<T> {
         outbound.unrung = true;
         if !outbound.staged.is_empty() {
             outbound.staged.push_back(value);
-        } else if let Err(rtrb::PushError::Full(value)) = ring.push(value) {
+        } else if let Err(PushError::Full(value)) = ring.push(value) {
             outbound.staged.push_back(value);
         }
         Ok(())
@@ -136,7 +136,7 @@ impl<T: Weight> MeshEnd<T> {
         for outbound in &mut self.outbound {
             let Some(ring) = outbound.ring.as_mut().filter(|_| !outbound.staged.is_empty()) else { continue };
             while let Some(value) = outbound.staged.pop_front() {
-                if let Err(rtrb::PushError::Full(value)) = ring.push(value) {
+                if let Err(PushError::Full(value)) = ring.push(value) {
                     outbound.staged.push_front(value);
                     waiting = true;
                     break;

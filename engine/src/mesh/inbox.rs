@@ -1,5 +1,8 @@
 //! The queue through which any thread reaches a shard, and what limits the bytes on a way.
 
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicUsize, Ordering};
+#[cfg(not(loom))]
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crossbeam_queue::ArrayQueue;
@@ -7,7 +10,7 @@ use crossbeam_queue::ArrayQueue;
 use super::Full;
 
 /// Values that wait in an inbox.
-const INBOX_CAPACITY: usize = 16 * 1024;
+const INBOX_CAPACITY: usize = if cfg!(loom) { 1 } else { 16 * 1024 };
 /// Bytes that are on one way, from one shard to another or in an inbox. A single value that is larger passes
 /// when nothing else is on the way.
 pub(super) const WAY_BYTES_MAX: usize = 64 * 1024 * 1024;

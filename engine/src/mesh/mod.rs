@@ -9,6 +9,7 @@ mod doorbell;
 mod end;
 mod gate;
 mod inbox;
+mod ring;
 
 pub use doorbell::{Doorbell, Signal};
 pub use end::{Full, MeshEnd, mesh};
