@@ -58,11 +58,16 @@ impl Socket {
     }
 
     /// Waits until a receive would not block.
-    pub(crate) fn readable(&self) -> impl Future<Output = io::Result<()>> + use<> + 'static {
-        self.readiness(Readiness::Certain)
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        loop {
+            match self.readiness(Readiness::Certain).await {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                ready => return ready,
+            }
+        }
     }
 
-    /// Waits for the readiness to receive.
+    /// Waits for the readiness to receive. On epoll a signal that is handled meanwhile can interrupt it.
     pub(crate) fn readiness(
         &self,
         readiness: Readiness,
@@ -70,7 +75,7 @@ impl Socket {
         self.stream().readable(readiness == Readiness::Likely)
     }
 
-    /// Waits until a send would not block.
+    /// Waits until a send would not block. On epoll a signal that is handled meanwhile can interrupt it.
     pub(crate) fn writable(&self) -> impl Future<Output = io::Result<()>> + use<> + 'static {
         self.stream().writable(false)
     }

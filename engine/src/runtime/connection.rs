@@ -281,6 +281,7 @@ impl<H: Handler> Task<H> {
                 self.set_reception(Reception::Quiet { receives: 0 });
                 self.worker.shard.borrow_mut().shrink_connection(self.id);
             }
+            Arrival::Readable(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             Arrival::Readable(Err(error)) | Arrival::Received(Err(error), _) => self.fail(&error),
         }
     }

@@ -309,10 +309,11 @@ impl<H: Handler> Worker<H> {
     async fn tick(self: Rc<Self>, (ticker, watched): (Ticker, Socket)) {
         let mut ticks = 0u64;
         while !self.ended.get() {
-            if let Err(error) = watched.readable().await {
-                return tracing::error!(%error, "time cannot be waited for");
+            match watched.readable().await {
+                Ok(()) => ticker.clear(),
+                // Deadlines are kept all the same.
+                Err(_) => monoio::time::sleep(Duration::from_millis(TICK_MILLIS)).await,
             }
-            ticker.clear();
             let now = self.now();
             self.last_tick.set(now);
             self.begin_turn();

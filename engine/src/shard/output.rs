@@ -29,7 +29,9 @@ impl<H: Handler> Shard<H> {
     ) -> bool {
         match result {
             Ok(sent) => self.handle_sent(id, buffer, sent),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.handle_sent(id, buffer, 0),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                self.handle_sent(id, buffer, 0)
+            }
             Err(error) => {
                 self.handle_sent(id, buffer, 0);
                 self.handle_transport_error(id, &error.to_string());

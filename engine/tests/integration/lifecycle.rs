@@ -4,17 +4,17 @@ use std::{
     net::{TcpListener, TcpStream},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ringwire::{CloseCode, ConfigError, Cores, Driver, Engine, Error, Gone, OutboxFull, SendStatus};
 
 use crate::{
-    client::eventually,
+    client::{Client, eventually},
     script::Script,
     server::{Server, collect, config, ended_within},
 };
@@ -29,6 +29,7 @@ on_both_drivers!(
     engines_started_at_once_all_take_buffers_back,
     every_shard_has_its_own_handler,
     an_id_of_another_engine_reaches_nobody,
+    a_signal_that_is_handled_disturbs_nobody,
 );
 
 fn start(config: ringwire::Config) -> Result<Engine, Error> {
@@ -175,4 +176,35 @@ fn an_id_of_another_engine_reaches_nobody(driver: Driver) {
         assert_eq!(client.receive_text(), "mine");
         assert_eq!(client.receive_within(Duration::from_millis(50)), None);
     }
+}
+
+fn a_signal_that_is_handled_disturbs_nobody(driver: Driver) {
+    // As a profiler does it: the thread of the shard is interrupted again and again.
+    let ignored = Arc::new(AtomicBool::new(false));
+    let handler = signal_hook::flag::register(signal_hook::consts::SIGUSR1, ignored).expect("a handler");
+    let (tell, threads) = mpsc::channel();
+    let server = Server::start(config(driver), move |_| {
+        tell.send(rustix::thread::gettid()).expect("the test listens");
+        Script::echo()
+    });
+    let thread = threads.recv().expect("the shard has started");
+    let (ends, start) = (AtomicBool::new(false), Instant::now());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // Not for ever, should the rest fail.
+            while !ends.load(Ordering::Relaxed) && start.elapsed() < Duration::from_secs(10) {
+                // A process's signal goes to the thread that it names, if it may.
+                rustix::process::kill_process(thread, rustix::process::Signal::USR1).expect("it runs");
+            }
+        });
+        let mut clients: Vec<Client> = (0..8).map(|_| server.connect()).collect();
+        while start.elapsed() < Duration::from_millis(700) {
+            clients.iter_mut().for_each(|client| client.send_text("undisturbed"));
+            clients.iter_mut().for_each(|client| assert_eq!(client.receive_text(), "undisturbed"));
+        }
+        ends.store(true, Ordering::Relaxed);
+        clients.into_iter().for_each(Client::close);
+    });
+    signal_hook::low_level::unregister(handler);
+    server.stop(Duration::from_secs(1));
 }
