@@ -1,7 +1,8 @@
 //! What is being sent: bytes with a position, owned by one connection or shared by many.
 //!
 //! Invariant: `offset <= bytes.len()`; the bytes lie on the heap, so they stay in their place when the buffer
-//! is moved, and nothing changes them through a shared reference: the kernel may read them meanwhile.
+//! is moved, and nothing changes them through a shared reference: the kernel may read them while the buffer
+//! exists.
 
 use std::{rc::Rc, sync::Arc};
 

@@ -305,7 +305,7 @@ fn run_shard<H: Handler>(
     let settings = WorkerSettings {
         buffer_bytes_max: config.buffer_bytes_max,
         buffers_preallocated: config.buffers_preallocated,
-        rides_ring: matches!(seat.backend, Backend::IoUring(_)),
+        on_io_uring: matches!(seat.backend, Backend::IoUring(_)),
         ring,
         sends,
         clock,

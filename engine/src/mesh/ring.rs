@@ -13,7 +13,8 @@ mod stand_in {
         atomic::{AtomicUsize, Ordering},
     };
 
-    /// `pushed` is released by the producer and `popped` by the consumer; a slot is whose turn it is.
+    /// `pushed` is released by the producer and `popped` by the consumer; a slot belongs to whom these two
+    /// say.
     #[derive(Debug)]
     struct Ring<T> {
         slots: Vec<Mutex<Option<T>>>,

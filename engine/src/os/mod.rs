@@ -1,5 +1,5 @@
-//! The kernel, as far as std and monoio do not cover it: sockets with both directions in flight, the ring's
-//! flags, event descriptors, a cheap clock.
+//! The kernel, as far as std and monoio do not cover it: sockets with both directions in flight, sends to
+//! many sockets in one call, the ring's flags, event and timer descriptors, a cheap clock.
 //!
 //! One of the few rooms where `unsafe` may live. It knows nothing of connections or of the protocol.
 

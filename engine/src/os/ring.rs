@@ -5,7 +5,7 @@ use std::{
     collections::HashSet,
     fs, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
-    sync::Mutex,
+    sync::{Mutex, PoisonError},
 };
 
 use io_uring::{Builder, IoUring};
@@ -59,9 +59,7 @@ impl std::fmt::Display for RingFlags {
 /// # Errors
 /// When the kernel refuses any ring: too old, or io_uring is blocked.
 pub(crate) fn probe_ring() -> io::Result<RingFlags> {
-    // A ring made here would be taken for the one that `capture` looks for on another thread.
-    let _guard = BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let works = |flags: RingFlags| flags.builder().build(8);
+    let works = |flags: RingFlags| build_apart(|| flags.builder().build(8));
     works(RingFlags::default())?;
     let mut flags = RingFlags::default();
     for flag in [
@@ -104,13 +102,20 @@ struct SyncCancel {
 const _: () = assert!(size_of::<SyncCancel>() == 64);
 const CANCEL_BY_DESCRIPTOR: u32 = 1 << 1;
 
-pub(super) static BUILDING: Mutex<()> = Mutex::new(());
+static BUILDING: Mutex<()> = Mutex::new(());
+
+/// Builds a ring that is not to be taken for the one that [`RingHandle::capture`] looks for on another
+/// thread.
+pub(super) fn build_apart<R>(build: impl FnOnce() -> R) -> R {
+    let _guard = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
+    build()
+}
 
 impl RingHandle {
     /// Runs `build`, which makes one ring on this thread, and finds that ring. `None` where /proc is not
     /// there or another part of the process made a ring at the same time.
     pub(crate) fn capture<R>(build: impl FnOnce() -> R) -> (R, Option<Self>) {
-        let _guard = BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _guard = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
         let before = ring_descriptors();
         let built = build();
         let after = ring_descriptors();

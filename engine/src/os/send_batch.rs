@@ -7,12 +7,12 @@
 //! Invariant: while submissions are in the ring, they are the entries of `queued`, in their order, each with
 //! its number as user data; sockets and buffers stay there until the submissions have been carried out.
 
-use std::{io, sync::PoisonError};
+use std::io;
 
 use io_uring::{Builder, IoUring, opcode::Send, squeue, types::Fd};
 use rustix::net::SendFlags;
 
-use super::{RingFlags, Socket, ring::BUILDING};
+use super::{RingFlags, Socket, ring::build_apart};
 use crate::buffer::SendBuffer;
 
 /// Sends that are carried out together at most.
@@ -59,13 +59,12 @@ impl<T> SendBatch<T> {
         self.queued.len() >= BATCH_MAX
     }
 
-    /// Queues a send.
     pub(crate) fn push(&mut self, tag: T, socket: &Socket, buffer: SendBuffer) {
         self.queued.push(Queued { tag, socket: socket.clone(), buffer, result: None });
     }
 
     /// Sends what is queued, and hands each buffer back with what the socket has taken of it.
-    pub(crate) fn carry_out(&mut self) -> impl Iterator<Item = (T, SendBuffer, io::Result<usize>)> + '_ {
+    pub(crate) fn send_all(&mut self) -> impl Iterator<Item = (T, SendBuffer, io::Result<usize>)> + '_ {
         let submitted = if self.queued.len() > FEW { self.submit() } else { 0 };
         for queued in self.queued.iter_mut().skip(submitted) {
             queued.result = Some(queued.socket.try_send(queued.buffer.unsent()));
@@ -124,15 +123,13 @@ impl<T> SendBatch<T> {
 }
 
 fn build_ring(builder: &Builder) -> io::Result<IoUring> {
-    // A ring made here would be taken for the one that `capture` looks for on another thread.
-    let _guard = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
-    builder.clone().setup_submit_all().build(BATCH_MAX as u32)
+    build_apart(|| builder.clone().setup_submit_all().build(BATCH_MAX as u32))
 }
 
 impl<T> std::fmt::Debug for SendBatch<T> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let rides_ring = self.ring.is_some();
-        formatter.debug_struct("SendBatch").field("rides_ring", &rides_ring).finish_non_exhaustive()
+        let has_ring = self.ring.is_some();
+        formatter.debug_struct("SendBatch").field("has_ring", &has_ring).finish_non_exhaustive()
     }
 }
 
@@ -180,7 +177,7 @@ mod tests {
                 }
                 assert_eq!(batch.is_full(), count == BATCH_MAX);
                 let results: Vec<_> =
-                    batch.carry_out().map(|(tag, _, result)| (tag, result.expect("room"))).collect();
+                    batch.send_all().map(|(tag, _, result)| (tag, result.expect("room"))).collect();
                 assert!(results.into_iter().eq((0..count).map(|tag| (tag, 8))));
                 for (tag, (_, peer)) in pairs.iter_mut().enumerate() {
                     let mut received = [0; 8];
@@ -204,7 +201,7 @@ mod tests {
             batch.push(1, &lost, owned(b"nobody"));
             batch.push(2, &narrow, owned(&large));
             batch.push(3, &wide, owned(b"room"));
-            let results: Vec<_> = batch.carry_out().map(|(_, _, result)| result).collect();
+            let results: Vec<_> = batch.send_all().map(|(_, _, result)| result).collect();
             let [no_room, nobody, part, all] = &results[..] else { panic!("four results") };
             assert_eq!(no_room.as_ref().map_err(io::Error::kind).err(), Some(io::ErrorKind::WouldBlock));
             assert_eq!(nobody.as_ref().map_err(io::Error::kind).err(), Some(io::ErrorKind::BrokenPipe));
@@ -226,7 +223,7 @@ mod tests {
             for (tag, (socket, _)) in pairs.iter().enumerate() {
                 batch.push(tag, socket, owned(b"hello"));
             }
-            assert_eq!(batch.carry_out().filter(|(_, _, result)| result.is_ok()).count(), 5);
+            assert_eq!(batch.send_all().filter(|(_, _, result)| result.is_ok()).count(), 5);
             assert!(batch.ring.is_none());
             for (_, peer) in &mut pairs {
                 let mut received = [0; 6];

@@ -4,7 +4,8 @@
 //! Two ways of receiving. A connection that is quiet, or that moves bulk, waits for readiness, holds no
 //! buffer and receives into the scratch buffer of its core. One that exchanges small messages keeps a receive
 //! into a leased buffer pending in the ring. What little a receive has brought about is left to the end of
-//! the turn; more is sent straight away, before the next receive makes it grow.
+//! the turn; more, or what is above the high mark, is sent straight away, before the next receive makes it
+//! grow.
 //!
 //! Invariant: the socket is closed only when neither direction has an operation in flight.
 
@@ -21,7 +22,7 @@ use pin_project_lite::pin_project;
 
 use super::{
     Worker,
-    sending::{DIRECT_SEND_BYTES_MIN, TURN_SEND_BYTES_MAX},
+    sending::{DIRECT_SEND_BYTES_MIN, TURN_SEND_BYTES_MAX, send_straight},
 };
 use crate::{
     buffer::{BufferClass, HEADROOM_BYTES, Lease, SendBuffer},
@@ -76,15 +77,15 @@ pub(super) fn serve<H: Handler>(
             task.begin(context.waker());
             let mut received = 0;
             let mut send_bytes_left = TURN_SEND_BYTES_MAX;
-            // What there is to send when the task is woken is what the end of a turn has left to it.
-            let mut sends = true;
+            // What there is when the task begins is sent; only what a receive brings about is left.
+            let mut sends_now = true;
             loop {
                 if let Some(outcome) = sending.as_mut().poll_outcome(&task.socket, context) {
                     task.handle_sent(outcome);
-                    sends = true;
+                    sends_now = true;
                 }
                 // Asked while a send waits as well: a stalled one is ended by closing.
-                if sends && let Some(buffer) = task.send(&mut send_bytes_left) {
+                if sends_now && let Some(buffer) = task.send(&mut send_bytes_left) {
                     debug_assert!(sending.is_idle(), "one send at a time");
                     sending.set(Sending::Waiting { operation: task.socket.writable(), buffer: Some(buffer) });
                     continue;
@@ -107,11 +108,11 @@ pub(super) fn serve<H: Handler>(
                 match receiving.as_mut().poll_arrival(context) {
                     Some(arrival) => {
                         task.handle_arrival(arrival);
-                        sends = !task.leaves_output();
+                        sends_now = !task.leaves_output();
                         let is_bulk = matches!(task.reception, Reception::Bulk { .. });
                         received += if is_bulk { BULK_RECEIVE_WEIGHT } else { 1 };
                     }
-                    None if !task.worker.rides_ring && receiving.is_certain() => {
+                    None if !task.worker.on_io_uring && receiving.is_certain() => {
                         // The flag is cleared: what sets it again is worth a receive without asking.
                         let operation = task.socket.readiness(Readiness::Likely);
                         receiving.set(Receiving::Readiness { operation, readiness: Readiness::Likely });
@@ -359,7 +360,7 @@ impl<H: Handler> Task<H> {
 
     /// A pending receive must be cancellable, or a quiet connection would keep its buffer.
     fn can_ride_ring(&self) -> bool {
-        self.worker.rides_ring && self.worker.ring.is_some()
+        self.worker.on_io_uring && self.worker.ring.is_some()
     }
 
     fn set_reception(&mut self, reception: Reception) {
@@ -410,17 +411,10 @@ impl<H: Handler> Task<H> {
         self.worker.carry_out();
     }
 
-    /// Leaves what there is to send to the end of the turn, if it is little: then all connections send with
-    /// one call. Answers whether it does.
+    /// Leaves what little there is to send to the end of the turn: then all connections send with one call.
+    /// Answers whether it does.
     fn leaves_output(&self) -> bool {
-        let mut shard = self.worker.shard.borrow_mut();
-        let is_little = shard.endpoint(self.id).is_none_or(|endpoint| {
-            endpoint.outbox().bytes() < DIRECT_SEND_BYTES_MIN && !endpoint.outbox().is_congested()
-        });
-        if is_little {
-            shard.note_output(self.id);
-        }
-        is_little
+        self.worker.shard.borrow_mut().leave_output(self.id, DIRECT_SEND_BYTES_MIN)
     }
 
     /// Sends what was left to the end of the turn, as far as there is room: the end of the stream throws away
@@ -428,11 +422,7 @@ impl<H: Handler> Task<H> {
     fn send_left(&self) {
         let mut shard = self.worker.shard.borrow_mut();
         while let Some(buffer) = shard.poll_buffer(self.id) {
-            let bytes = buffer.len();
-            let result = self.socket.try_send(buffer.unsent());
-            let is_full = !result.as_ref().is_ok_and(|sent| *sent == bytes);
-            shard.handle_send_result(self.id, buffer, result);
-            if is_full {
+            if !send_straight(&mut shard, self.id, &self.socket, buffer).took_all {
                 break;
             }
         }

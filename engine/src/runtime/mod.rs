@@ -1,8 +1,8 @@
 //! The only asynchronous code: monoio tasks that move bytes between the kernel and a shard.
 //!
-//! One [`Worker`] per core. Its tasks are: one that accepts, one per connection, one that ticks, and the
-//! user's futures. The loop order of a turn: completions wake tasks; a task feeds its shard; when all have
-//! run, what came of it is sent, for all connections together.
+//! One [`Worker`] per core. Its tasks are: one that accepts, one per connection, one that ticks, one that
+//! wakes those who gave way, and the user's futures. The loop order of a turn: completions wake tasks; a task
+//! feeds its shard; when all have run, what came of it is sent, for all connections together.
 
 mod accept;
 mod connection;

@@ -9,6 +9,7 @@ use std::{
 
 use super::Worker;
 use crate::{
+    buffer::SendBuffer,
     os::{SendBatch, Socket},
     shard::{ConnectionId, Handler, Shard},
 };
@@ -53,7 +54,6 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Sends what the connections have that became dirty in this turn.
     pub(super) fn send_dirty(&self) {
         let mut round = Round {
             worker: self,
@@ -68,14 +68,14 @@ impl<H: Handler> Worker<H> {
         while let Some(id) = round.shard.poll_dirty() {
             round.send(id, &mut sends);
             if sends.is_full() {
-                round.carry_out(&mut sends);
+                round.finish(&mut sends);
             }
         }
-        round.carry_out(&mut sends);
+        round.finish(&mut sends);
         let Round { gives_way, woke, called, .. } = round;
         self.busy_turns.set(if woke && !gives_way { self.busy_turns.get().saturating_add(1) } else { 0 });
-        // What a handler has published meanwhile leaves at the end of another turn, and the driver is asked
-        // before.
+        // A handler may have published: that leaves at the end of another turn, before which the driver is
+        // asked.
         if called && let Some(waker) = &*self.turn_waker.borrow() {
             self.turns.wait(waker);
         }
@@ -107,32 +107,50 @@ impl<H: Handler> Round<'_, H> {
             if bytes < DIRECT_SEND_BYTES_MIN {
                 return sends.push(id, &task.socket, buffer);
             }
-            let result = task.socket.try_send(buffer.unsent());
-            let is_full = !result.as_ref().is_ok_and(|sent| *sent == bytes);
-            self.called |= self.shard.handle_send_result(id, buffer, result);
-            if is_full {
+            let sent = send_straight(&mut self.shard, id, &task.socket, buffer);
+            self.called |= sent.called;
+            if !sent.took_all {
                 break;
             }
             bytes_left = bytes_left.saturating_sub(bytes);
         }
-        self.wake_if_needed(id);
+        self.wake_if_needed(id, bytes_left == 0);
     }
 
-    fn carry_out(&mut self, sends: &mut SendBatch<ConnectionId>) {
-        for (id, buffer, result) in sends.carry_out() {
+    fn finish(&mut self, sends: &mut SendBatch<ConnectionId>) {
+        for (id, buffer, result) in sends.send_all() {
             self.called |= self.shard.handle_send_result(id, buffer, result);
-            self.wake_if_needed(id);
+            self.wake_if_needed(id, false);
         }
     }
 
-    fn wake_if_needed(&mut self, id: ConnectionId) {
+    fn wake_if_needed(&mut self, id: ConnectionId, had_its_share: bool) {
         let Some(Some(task)) = self.connections.get(id.index()) else { return };
         let is_needed = self.shard.wants_transport(id, task.comes_back);
-        if is_needed && self.gives_way {
+        if is_needed && (self.gives_way || had_its_share && !self.worker.ended.get()) {
             self.worker.turns.wait(&task.waker);
         } else if is_needed {
             self.woke = true;
             task.waker.wake_by_ref();
         }
     }
+}
+
+/// What became of a buffer that went straight to its socket.
+pub(super) struct Sent {
+    pub(super) took_all: bool,
+    /// The handler was called.
+    pub(super) called: bool,
+}
+
+pub(super) fn send_straight<H: Handler>(
+    shard: &mut Shard<H>,
+    id: ConnectionId,
+    socket: &Socket,
+    buffer: SendBuffer,
+) -> Sent {
+    let bytes = buffer.len();
+    let result = socket.try_send(buffer.unsent());
+    let took_all = result.as_ref().is_ok_and(|sent| *sent == bytes);
+    Sent { took_all, called: shard.handle_send_result(id, buffer, result) }
 }

@@ -52,8 +52,8 @@ const SETTLE: Duration = Duration::from_millis(2);
 pub(crate) struct WorkerSettings {
     pub(crate) buffer_bytes_max: usize,
     pub(crate) buffers_preallocated: usize,
-    /// Active connections receive through the ring.
-    pub(crate) rides_ring: bool,
+    /// Then active connections receive through the ring.
+    pub(crate) on_io_uring: bool,
     pub(crate) ring: Option<RingHandle>,
     pub(crate) sends: SendBatch<ConnectionId>,
     pub(crate) clock: Clock,
@@ -79,7 +79,7 @@ pub(crate) struct Worker<H: Handler> {
     pub(super) leases: LeasePool,
     /// Headroom and room for bulk receives; used within one poll of one task.
     pub(super) scratch: RefCell<Box<[u8]>>,
-    pub(super) rides_ring: bool,
+    pub(super) on_io_uring: bool,
     pub(super) ring: Option<RingHandle>,
     /// Connections with a receive pending in the ring, by slot.
     pub(super) hot: RefCell<Vec<Option<HotConnection>>>,
@@ -114,7 +114,7 @@ impl<H: Handler> Worker<H> {
         let worker = Rc::new(Self {
             leases: LeasePool::new(settings.buffer_bytes_max, settings.buffers_preallocated),
             scratch: RefCell::new(vec![0; HEADROOM_BYTES + SCRATCH_BYTES].into_boxed_slice()),
-            rides_ring: settings.rides_ring,
+            on_io_uring: settings.on_io_uring,
             ring: settings.ring,
             hot: RefCell::default(),
             stopping: Cell::new(false),
@@ -168,8 +168,8 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// All tasks that were ready have run: takes what came through the mesh, sends what was published, and
-    /// makes sure to be woken by what comes next.
+    /// All tasks that were ready have run: takes what came through the mesh, delivers what was published,
+    /// sends for all connections, and makes sure to be woken by what comes next.
     fn end_turn(self: &Rc<Self>) {
         self.turn_open.set(false);
         let bell = self.mailbox().bell();

@@ -96,8 +96,8 @@ impl<S> Connection<'_, S> {
         self.peer_address
     }
 
-    /// Queues a message for the peer. It leaves when the turn ends, at the latest, together with everything
-    /// else that the turn has produced for this connection.
+    /// Queues a message for the peer. It goes to the socket when the turn ends, or before, together with what
+    /// else waits; where the socket has no room, when there is some.
     ///
     /// Sending back the very payload that the handler was lent costs no copy.
     #[inline]

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::{ConnectionId, Handler, Shard, find};
-use crate::{buffer::SendBuffer, connection::Output};
+use crate::{buffer::SendBuffer, connection::Output, protocol::frame::frame_bytes};
 
 impl<H: Handler> Shard<H> {
     /// A buffer came back from the socket, which took `sent` bytes of it. Answers whether the handler was
@@ -64,8 +64,8 @@ impl<H: Handler> Shard<H> {
         slot.endpoint.poll_buffer(&mut self.context.corks)
     }
 
-    /// Whether there is something for the transport of a connection to do that is not to send: to be asked by
-    /// [`poll_output`](Self::poll_output), or, unless it `comes_back` by itself, to receive.
+    /// Whether something is left for the transport of a connection: what [`poll_output`](Self::poll_output)
+    /// would say, or, unless it `comes_back` by itself, to receive.
     #[must_use]
     pub fn wants_transport(&self, id: ConnectionId, comes_back: bool) -> bool {
         let slot = self.slots.get(id.index()).filter(|slot| slot.generation == id.generation());
@@ -74,13 +74,22 @@ impl<H: Handler> Shard<H> {
         })
     }
 
-    /// If the connection has output, [`poll_dirty`](Self::poll_dirty) will name it.
-    pub fn note_output(&mut self, id: ConnectionId) {
-        let Some(slot) = find(&mut self.slots, id) else { return };
-        if slot.endpoint.has_output() && !slot.dirty {
-            slot.dirty = true;
-            self.context.dirty.push(id);
+    /// Leaves what a connection has to send to the end of the turn, if that is less than `bytes_max` and in
+    /// the way of nothing: [`poll_dirty`](Self::poll_dirty) will name the connection. Answers whether it
+    /// does.
+    pub fn leave_output(&mut self, id: ConnectionId, bytes_max: usize) -> bool {
+        let Some(slot) = find(&mut self.slots, id) else { return true };
+        let settings = &self.context.settings;
+        let outbox = slot.endpoint.outbox();
+        // More may be received in this turn: the answer to it is to find the room that it would find else.
+        let largest = frame_bytes(settings.message.message_bytes_max);
+        let leaves = outbox.bytes() < bytes_max
+            && !outbox.is_congested()
+            && outbox.has_room(largest, &settings.outbox, false);
+        if leaves && slot.endpoint.has_output() {
+            self.mark_dirty(id);
         }
+        leaves
     }
 
     /// The next connection that has output, or whose transport has something else to do.

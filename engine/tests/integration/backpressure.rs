@@ -34,6 +34,7 @@ on_both_drivers!(
     a_full_outbox_closes_the_connection,
     a_full_outbox_of_a_peer_that_never_reads_ends_it,
     an_outbox_filled_on_open_follows_the_answer_to_the_upgrade,
+    an_outbox_with_room_for_one_message_serves_who_reads,
     relayed_messages_are_never_torn,
     a_relayed_message_that_cannot_leave_is_counted,
     unread_pongs_are_bounded_and_the_newest_arrives,
@@ -305,6 +306,31 @@ fn an_outbox_filled_on_open_follows_the_answer_to_the_upgrade(driver: Driver) {
     // `connect` wants the answer to its upgrade first.
     let mut client = server.connect();
     assert_eq!(client.receive_close(), Some(1013));
+}
+
+fn an_outbox_with_room_for_one_message_serves_who_reads(driver: Driver) {
+    let mut config = tight(driver, OutboxFull::Close(CloseCode::TRY_AGAIN_LATER));
+    config.message_bytes_max = 64 * 1024;
+    config.outbox_bytes_max = frame_bytes(config.message_bytes_max);
+    config.outbox_bytes_high = config.outbox_bytes_max;
+    let server = Server::start(config, |_| {
+        Script::echo().on_message(|connection, message| {
+            // The next one arrives meanwhile, and is received in the same turn.
+            thread::sleep(Duration::from_millis(100));
+            let _ = connection.send(message);
+        })
+    });
+    let mut client = server.connect();
+    client.send_binary(b"first");
+    for bytes in [100, 64 * 1024] {
+        thread::sleep(Duration::from_millis(50));
+        client.send_binary(&noise(bytes, 0));
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(client.receive_binary(), b"first");
+    for bytes in [100, 64 * 1024] {
+        assert!(client.receive_binary() == noise(bytes, 0), "{bytes} bytes");
+    }
 }
 
 fn relayed_messages_are_never_torn(driver: Driver) {

@@ -249,6 +249,10 @@ impl Host {
             self.receive(at, link, &mut input, now);
         } else if link.to_server.is_at_end() {
             transport.receiving = None;
+            // What was left to the end of the turn would be thrown away.
+            if let Some(buffer) = self.shard.poll_buffer(id) {
+                self.send(at, buffer, links);
+            }
             self.shard.handle_end_of_stream(id);
         } else {
             return false;
@@ -369,13 +373,11 @@ impl Host {
     /// What follows a receive: what there is to send may be left to the end of the turn.
     fn after_receive(&mut self, at: usize, links: &mut [Link]) {
         let id = self.transports[at].id;
-        let waiting = self.shard.endpoint(id).map_or(0, |endpoint| endpoint.outbox().bytes());
-        if waiting >= DIRECT_SEND_BYTES_MIN {
+        self.observe_all();
+        if !self.shard.leave_output(id, DIRECT_SEND_BYTES_MIN) {
             return self.after(at, links);
         }
         self.activity += 1;
-        self.observe_all();
-        self.shard.note_output(id);
         self.carry_out();
         self.go_on(at, links);
     }
