@@ -9,6 +9,7 @@ import tomllib
 from dataclasses import dataclass, field
 
 INSTALL_TIMEOUT_S = 900
+BUILD_TIMEOUT_S = 1800
 # What an engine lacks that was given no server for a mode: it is ours that is missing, not the library's ability.
 NO_FANOUT = "no fan-out server was written here for this library"
 NO_MODE = "no server for this scenario was written here for this library"
@@ -48,12 +49,20 @@ class Engine:
         return ""
 
 
-def load(bench, target, version):
-    """Every engine there is: our own first, then the peers by name."""
-    places = {"release": str(target / "release")}
+def load(bench, target, version, compared):
+    """Every engine there is: our own first, as it is and as of the commits `compared`, then the peers by name."""
     own = tomllib.loads((bench / "engines.toml").read_text())["engine"]
     engines = [
-        Engine(e["name"], e["title"], e["language"], version, e["settings"], e["start"], places=places) for e in own
+        Engine(e["name"], e["title"], e["language"], version, e["settings"], e["start"], places=places_in(target))
+        for e in own
+    ]
+    engines += [
+        Engine(
+            f"{e['name']}@{commit}", f"{e['title']} at {commit}", e["language"], commit, e["settings"], e["start"],
+            places=places_in(folder_of(target, commit)),
+        )
+        for commit in compared
+        for e in own
     ]
     for file in sorted((bench / "peers").glob("*/peer.toml")):
         peer = tomllib.loads(file.read_text())
@@ -68,6 +77,37 @@ def load(bench, target, version):
     # The reference comes right after our own.
     engines.sort(key=lambda e: (e.folder is not None, e.name != "uwebsockets"))
     return engines
+
+
+def places_in(target):
+    return {"release": str(target / "release")}
+
+
+def folder_of(target, commit):
+    """The target folder of our engine as of `commit`."""
+    return target / "commits" / commit
+
+
+def build(bench, target, commit, say):
+    """Builds our engine and its load generator as of `commit`, beside today's. Raises what cargo or git make of it."""
+    folder = folder_of(target, commit)
+    if (folder / "built").exists():
+        return
+    say(f"building {commit}")
+    source = folder / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    source.mkdir(parents=True)
+    with (folder / "build.log").open("w") as output:
+        archive = folder / "source.tar"
+        top = ["git", "-C", bench.parent]
+        subprocess.run([*top, "archive", "--output", archive, commit], stderr=output, check=True)
+        subprocess.run(["tar", "-xf", archive, "-C", source], stderr=output, check=True)
+        archive.unlink()
+        subprocess.run(
+            ["cargo", "build", "--release", "--locked", "-p", "ringwire-examples", "-p", "ringwire-bench", "--target-dir", folder],
+            cwd=source, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=True, timeout=BUILD_TIMEOUT_S,
+        )
+    (folder / "built").touch()
 
 
 def install(engine, say):

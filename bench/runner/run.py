@@ -62,6 +62,13 @@ def parse_options():
     parser.add_argument("--scenario", action="append", metavar="NAME", help="only this one; may be repeated")
     parser.add_argument("--engine", action="append", metavar="NAME", help="only this one; may be repeated")
     parser.add_argument(
+        "--compare", action="append", metavar="COMMIT", default=[],
+        help="also measure our engine, in the same configurations, as of this commit; may be repeated. It is built first"
+    )
+    parser.add_argument(
+        "--reference", metavar="ENGINE", help=f"what ratios are to, in every scenario; by default {REFERENCE} in most"
+    )
+    parser.add_argument(
         "--rounds", type=int, metavar="N",
         help="of each scenario; by default 9 of cost, 5 or fewer of others, 3 in a quick run"
     )
@@ -106,6 +113,8 @@ class Session:
         self.server_cpus = options.server_cpus or available[-1:]
         self.client_cpus = options.client_cpus or available[:1]
         self.ports = measure.free_ports()
+        self.compared = [short_hash(commit) or sys.exit(f"no such commit: {commit}") for commit in options.compare]
+        self.reference = options.reference or REFERENCE
         self.scenarios = self.choose_scenarios()
         self.engines = self.choose_engines()
         self.records = []
@@ -120,6 +129,8 @@ class Session:
 
     def choose_scenarios(self):
         scenarios = tomllib.loads((BENCH / "scenarios.toml").read_text())["scenario"]
+        if self.options.reference:
+            scenarios = [scenario | {"reference": self.reference} for scenario in scenarios]
         names = [scenario["name"] for scenario in scenarios]
         wanted = self.options.scenario
         if unknown := set(wanted or ()) - set(names):
@@ -133,12 +144,13 @@ class Session:
         return scenarios
 
     def choose_engines(self):
-        engines = engine_files.load(BENCH, self.target, self.commit)
+        engines = engine_files.load(BENCH, self.target, self.commit, self.compared)
         names = [engine.name for engine in engines]
         wanted = self.options.engine
-        if unknown := set(wanted or ()) - set(names):
+        if unknown := {*(wanted or ()), self.reference} - set(names):
             sys.exit(f"no such engine: {', '.join(unknown)}; there are {', '.join(names)}")
-        return [engine for engine in engines if not wanted or engine.name in wanted]
+        # One that is wanted is wanted as of every commit.
+        return [engine for engine in engines if not wanted or {engine.name, engine.name.partition("@")[0]} & set(wanted)]
 
     def output_folder(self):
         if self.options.smoke:
@@ -192,7 +204,12 @@ class Session:
     # ---- how ----
 
     def install(self):
-        """Installs the peers, several at a time: nothing is measured meanwhile."""
+        """Builds what is compared and installs the peers, several at a time: nothing is measured meanwhile."""
+        for commit in self.compared:
+            try:
+                engine_files.build(BENCH, self.target, commit, say)
+            except (OSError, subprocess.SubprocessError) as error:
+                sys.exit(f"{commit} could not be built: {error}; see its build.log under the target folder")
         with ThreadPoolExecutor(max(len(self.all_cpus), 2)) as pool:
             list(pool.map(lambda engine: engine_files.install(engine, say), self.engines))
         # A quick run's budget is for all but this, which happens once.
@@ -300,7 +317,7 @@ class Session:
 
     def highest_rate(self, scenario, engine):
         """What the shares are shares of: the lower of what the engine and the reference reach in closed loop."""
-        for name in (REFERENCE, engine.name):
+        for name in (self.reference, engine.name):
             contender = next((e for e in self.engines if e.name == name and not e.obstacle(mode_of(scenario, e))), None)
             if contender and (scenario["name"], name) not in self.rates:
                 try:
@@ -309,7 +326,7 @@ class Session:
                     raise measure.Failure(f"calibration of {contender.title}: {failure}") from failure
                 self.rates[scenario["name"], name] = result["results"]["messages_per_second"]
         own = self.rates[scenario["name"], engine.name]
-        return min(self.rates.get((scenario["name"], REFERENCE), own), own)
+        return min(self.rates.get((scenario["name"], self.reference), own), own)
 
     def load(self, scenario, engine, extra=()):
         """A fresh server, loaded once."""
@@ -361,7 +378,7 @@ class Session:
             wait=self.options.wait,
             rounds={scenario["name"]: self.rounds_of(scenario) for scenario in self.scenarios},
             timing={scenario["name"]: self.timing_of(scenario) for scenario in self.scenarios},
-            reference=REFERENCE,
+            reference=self.reference,
             notes=self.notes,
         )
         path = report.write(self.folder, context, self.scenarios, self.engines, self.records)
@@ -409,12 +426,18 @@ def own_arguments():
 
 def commit():
     """The commit that is measured, and whether there are changes on top of it."""
-    def git(*arguments):
-        run = subprocess.run(["git", "-C", BENCH, *arguments], capture_output=True, text=True)
-        return run.stdout.strip() if run.returncode == 0 else ""
-
     changed = " with changes" if git("status", "--porcelain", "--untracked-files=no") else ""
-    return (git("rev-parse", "--short=10", "HEAD") or "unknown") + changed
+    return (short_hash("HEAD") or "unknown") + changed
+
+
+def short_hash(commit):
+    """Of what git knows by that name; empty if it knows nothing."""
+    return git("rev-parse", "--quiet", "--short=10", "--verify", f"{commit}^{{commit}}")
+
+
+def git(*arguments):
+    run = subprocess.run(["git", "-C", BENCH, *arguments], capture_output=True, text=True)
+    return run.stdout.strip() if run.returncode == 0 else ""
 
 
 def commas(numbers):
