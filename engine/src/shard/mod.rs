@@ -18,6 +18,7 @@ mod publish;
 mod registry;
 mod rules;
 mod seat;
+mod subscribe;
 mod topics;
 mod upgrade;
 mod visit;
@@ -29,7 +30,7 @@ use slab::Slab;
 
 use self::{
     connection::Lent,
-    publish::Intents,
+    subscribe::Intents,
     topics::{Subscription, TopicTable},
     upgrade::LocalFuture,
 };
@@ -40,10 +41,11 @@ pub use self::{
     envelope::{Gone, Publication},
     handler::{Handler, Message},
     id::ConnectionId,
-    publish::{PreparedMessage, PublishStatus, SubscribeError},
+    publish::{PreparedMessage, PublishStatus},
     registry::{TopicInterest, TopicRegistry},
     rules::{Conflation, TopicRules, TopicSettings},
     seat::{Inbox, MeshSeat, TopicLimits},
+    subscribe::SubscribeError,
     upgrade::Upgrade,
     wheel::{TICK_MILLIS, TimerWheel},
 };

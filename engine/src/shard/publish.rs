@@ -1,15 +1,14 @@
-//! Publishing, subscribing and what else comes through the mesh.
+//! Publishing, and what else comes through the mesh.
 //!
-//! Order: publications of one shard to one topic reach every subscriber in the order they were published. A
-//! subscription begins after everything that had been sent to this shard before it; see `docs/order.md`.
+//! Order: publications of one shard to one topic reach every subscriber in the order they were published; see
+//! `docs/order.md`.
 
-use std::{any::Any, collections::BTreeMap, rc::Rc};
+use std::any::Any;
 
 use super::{
     Connection, ConnectionId, Handler, Message, Shard,
     envelope::{Envelope, Gone, Publication},
-    find,
-    topics::{Post, Subscriber, Subscription},
+    topics::Post,
 };
 use crate::{
     buffer::{LocalFrame, SharedFrame},
@@ -26,123 +25,10 @@ pub enum PublishStatus {
     NoSubscribers,
 }
 
-/// Why a subscription was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum SubscribeError {
-    /// [`Handler::allows_subscription`] said no.
-    #[error("the handler does not allow this subscription")]
-    NotAllowed,
-    /// The name is empty or longer than `topic_name_bytes_max`.
-    #[error("the topic's name has {bytes} bytes: 1 to {bytes_max} are allowed")]
-    Name {
-        /// Its length.
-        bytes: usize,
-        /// The longest that is allowed.
-        bytes_max: usize,
-    },
-    /// The connection has `topics_per_connection_max` subscriptions already.
-    #[error("the connection has {topics_max} subscriptions already")]
-    TooMany {
-        /// How many are allowed.
-        topics_max: usize,
-    },
-    /// The connection is closing.
-    #[error("the connection is closing")]
-    Closing,
-}
-
-/// Changes of subscriptions that take effect when the handler has returned.
-///
-/// Invariant: nothing but differences from what the connection has, `joined` topics to subscribe to and
-/// `left` ones to unsubscribe from. A call may ask for any number of changes: each is found by its topic.
-#[derive(Debug, Default)]
-pub(super) struct Intents {
-    topics: BTreeMap<Box<str>, Intent>,
-    joined: usize,
-    left: usize,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Intent {
-    Subscribe,
-    Unsubscribe,
-}
-
-impl Intents {
-    pub(super) fn is_empty(&self) -> bool {
-        self.topics.is_empty()
-    }
-}
-
 /// How many envelopes of one source are handled in one turn: the others have their turn as well.
 const ENVELOPES_PER_TURN_MAX: usize = 2048;
 
 impl<S> Connection<'_, S> {
-    /// Subscribes to a topic. When the handler has returned, the subscription is in effect: this connection
-    /// will get every publication from then on, and none from before.
-    ///
-    /// Subscribing again to the same topic changes nothing.
-    ///
-    /// # Errors
-    /// When the name, a limit or [`Handler::allows_subscription`] forbids it.
-    pub fn subscribe(&mut self, topic: &str) -> Result<(), SubscribeError> {
-        let limits = &self.context.topic_limits;
-        if topic.is_empty() || topic.len() > limits.name_bytes_max {
-            return Err(SubscribeError::Name { bytes: topic.len(), bytes_max: limits.name_bytes_max });
-        }
-        if !self.is_open() {
-            return Err(SubscribeError::Closing);
-        }
-        if !(self.allows_subscription)(self.session, topic) {
-            return Err(SubscribeError::NotAllowed);
-        }
-        if self.is_subscribed(topic) {
-            return Ok(());
-        }
-        let intents = &mut self.context.intents;
-        if self.subscriptions.len() + intents.joined - intents.left >= limits.topics_max {
-            return Err(SubscribeError::TooMany { topics_max: limits.topics_max });
-        }
-        if intents.topics.remove(topic).is_some() {
-            intents.left -= 1;
-        } else {
-            intents.topics.insert(topic.into(), Intent::Subscribe);
-            intents.joined += 1;
-        }
-        Ok(())
-    }
-
-    /// Whether this connection subscribes to a topic, when the handler has returned.
-    #[must_use]
-    pub fn is_subscribed(&self, topic: &str) -> bool {
-        if let Some(intent) = self.context.intents.topics.get(topic) {
-            return *intent == Intent::Subscribe;
-        }
-        let index = self.context.topics.find(topic);
-        index.is_some_and(|index| self.subscriptions.iter().any(|entry| entry.topic == index))
-    }
-
-    /// Ends a subscription. Publications that have not been queued for this connection yet will not be.
-    pub fn unsubscribe(&mut self, topic: &str) {
-        if !self.is_subscribed(topic) {
-            return;
-        }
-        let intents = &mut self.context.intents;
-        if intents.topics.remove(topic).is_some() {
-            intents.joined -= 1;
-        } else {
-            intents.topics.insert(topic.into(), Intent::Unsubscribe);
-            intents.left += 1;
-        }
-    }
-
-    /// How many topics this connection subscribes to.
-    #[must_use]
-    pub fn subscriptions(&self) -> usize {
-        self.subscriptions.len()
-    }
-
     /// Publishes a message to all subscribers of a topic on all shards, except this connection.
     ///
     /// The message is encoded once. It leaves at the end of the turn, or of the topic's window. Publishing
@@ -317,68 +203,8 @@ impl<H: Handler> Shard<H> {
         self.deliver_ready();
     }
 
-    pub(super) fn carry_out_intents(&mut self, id: ConnectionId) {
-        if self.context.intents.is_empty() {
-            return;
-        }
-        for (topic, intent) in std::mem::take(&mut self.context.intents).topics {
-            match intent {
-                Intent::Subscribe => self.subscribe(id, &topic),
-                Intent::Unsubscribe => self.unsubscribe(id, &topic),
-            }
-        }
-    }
-
-    pub(super) fn unsubscribe_all(&mut self, id: ConnectionId) {
-        let Some(slot) = find(&mut self.slots, id) else { return };
-        for subscription in std::mem::take(&mut slot.subscriptions) {
-            self.remove_subscriber(subscription);
-        }
-    }
-
-    fn subscribe(&mut self, id: ConnectionId, name: &str) {
-        // What has been published before is delivered before, to those who subscribed before.
-        self.receive_publications();
-        let topics = &mut self.context.topics;
-        let index = topics.intern(name);
-        topics.seal(index);
-        self.deliver_ready();
-        let fence: Option<Rc<[u64]>> = self.mesh.fence().map(Into::into);
-        let Some(slot) = find(&mut self.slots, id).filter(|slot| slot.endpoint.is_open()) else { return };
-        if slot.subscriptions.iter().any(|subscription| subscription.topic == index) {
-            return;
-        }
-        let entry = slot.subscriptions.len() as u32;
-        let subscriber = Subscriber { slot: id.index() as u32, entry, fence };
-        let position = self.context.topics.subscribe(index, subscriber);
-        slot.subscriptions.push(Subscription { topic: index, position });
-        self.context.counters.subscriptions.add(1);
-    }
-
-    fn unsubscribe(&mut self, id: ConnectionId, name: &str) {
-        let Some(index) = self.context.topics.find(name) else { return };
-        let Some(slot) = find(&mut self.slots, id) else { return };
-        let found = slot.subscriptions.iter().position(|subscription| subscription.topic == index);
-        if let Some(found) = found {
-            let subscription = slot.subscriptions.swap_remove(found);
-            if let Some(moved) = slot.subscriptions.get(found) {
-                self.context.topics.move_entry(*moved, found);
-            }
-            self.remove_subscriber(subscription);
-        }
-    }
-
-    fn remove_subscriber(&mut self, subscription: Subscription) {
-        let Some((slot, entry)) = self.context.topics.unsubscribe(subscription) else { return };
-        let Some(slot) = self.slots.get_mut(slot as usize) else { return };
-        if let Some(moved) = slot.subscriptions.get_mut(entry as usize) {
-            debug_assert_eq!(moved.topic, subscription.topic);
-            moved.position = subscription.position;
-        }
-    }
-
     /// Takes the publications out of the mesh that are there now; other envelopes wait for their turn.
-    fn receive_publications(&mut self) {
+    pub(super) fn receive_publications(&mut self) {
         // What is added meanwhile is left, or this could go on for ever.
         for _ in 0..self.mesh.waiting_in_inbox() {
             let Some(envelope) = self.mesh.receive_from_inbox() else { break };
