@@ -80,10 +80,11 @@ impl<S> Connection<'_, S> {
         if self.is_subscribed(topic) {
             return Ok(());
         }
-        let intents = &mut self.context.intents;
-        if self.subscriptions.len() + intents.joined - intents.left >= limits.topics_max {
-            return Err(SubscribeError::TooMany { topics_max: limits.topics_max });
+        let topics_max = self.context.topic_limits.topics_max;
+        if self.subscriptions() >= topics_max {
+            return Err(SubscribeError::TooMany { topics_max });
         }
+        let intents = &mut self.context.intents;
         if intents.topics.remove(topic).is_some() {
             intents.left -= 1;
         } else {
@@ -117,10 +118,28 @@ impl<S> Connection<'_, S> {
         }
     }
 
-    /// How many topics this connection subscribes to.
+    /// How many topics this connection subscribes to, when the handler has returned.
     #[must_use]
     pub fn subscriptions(&self) -> usize {
-        self.subscriptions.len()
+        let Intents { joined, left, .. } = self.context.intents;
+        self.subscriptions.len() + joined - left
+    }
+
+    /// The topics that this connection subscribes to, when the handler has returned, in no order. In
+    /// [`Handler::on_close`] they are those that it is about to leave.
+    pub fn topics(&self) -> impl Iterator<Item = &str> {
+        let (wishes, table) = (&self.context.intents.topics, &self.context.topics);
+        let names = self.subscriptions.iter().filter_map(|entry| table.topic(entry.topic));
+        let kept = names.map(|topic| topic.interest.name()).filter(|name| !wishes.contains_key(*name));
+        let joined = wishes.iter().filter(|(_, intent)| **intent == Intent::Subscribe);
+        kept.chain(joined.map(|(name, _)| &**name))
+    }
+
+    /// How many subscribers a topic has on all shards, this connection among them if it subscribes: what is
+    /// changed in the same call is not in effect yet.
+    #[must_use]
+    pub fn subscribers(&self, topic: &str) -> usize {
+        self.context.topics.subscribers(topic)
     }
 }
 

@@ -186,6 +186,14 @@ impl TopicTable {
         self.names.get(name).copied()
     }
 
+    /// How many subscribers a topic has on all shards, whether or not it is known here.
+    pub(super) fn subscribers(&self, name: &str) -> usize {
+        match self.find(name).and_then(|index| self.topic(index)) {
+            Some(topic) => topic.interest.subscribers(),
+            None => self.registry.find(name).map_or(0, |interest| interest.subscribers()),
+        }
+    }
+
     pub(super) fn topic(&self, index: u32) -> Option<&Topic> {
         self.topics.get(index as usize)
     }

@@ -1,10 +1,12 @@
 //! What can be subscribed to, and how subscriptions end.
 
-use ringwire::{Driver, SubscribeError};
+use ringwire::{Connection, Driver, SubscribeError};
 
 use crate::{
-    client::Client,
+    client::{Client, eventually},
     commands::{Topics, config, expect, subscribe},
+    script::Script,
+    server::Server,
 };
 
 on_both_drivers!(
@@ -12,6 +14,7 @@ on_both_drivers!(
     subscribing_twice_changes_nothing,
     unsubscribing_ends_it_for_one,
     closed_connections_are_no_subscribers,
+    a_handler_knows_who_subscribes_to_what,
 );
 
 fn refused(client: &mut Client, topic: &str, error: SubscribeError) {
@@ -112,4 +115,48 @@ fn closed_connections_are_no_subscribers(driver: Driver) {
     subscribe(&mut last, "topic-0");
     topic.publish("you").expect("room");
     expect(&mut last, ["you".to_owned()]);
+}
+
+/// Tells the others when one leaves, and how many of them there are.
+fn a_handler_knows_who_subscribes_to_what(driver: Driver) {
+    let mut config = config(driver);
+    config.topics_per_connection_max = 3;
+    let server = Server::start(config, |_| {
+        Script::echo()
+            .on_open(|connection| {
+                assert_eq!((connection.topics().count(), connection.subscriptions()), (0, 0));
+                for topic in ["left", "rooms", "kept"] {
+                    assert_eq!(connection.subscribe(topic), Ok(()));
+                }
+                connection.unsubscribe("left");
+                assert_eq!((sorted(connection), connection.subscriptions()), ("kept rooms".to_owned(), 2));
+            })
+            .on_message(|connection, _| {
+                let _ = connection.subscribe("more");
+                connection.unsubscribe("kept");
+                let counts = ["rooms", "more", "nobody's"].map(|topic| connection.subscribers(topic));
+                let answer = format!("{} {counts:?}", sorted(connection));
+                let _ = connection.send(&answer);
+            })
+            .on_close(|connection, _| {
+                let left = format!("{} of {} left", sorted(connection), connection.subscribers("rooms"));
+                connection.publish("rooms", &left);
+            })
+    });
+    let mut clients: Vec<Client> = (0..6).map(|_| server.connect()).collect();
+    eventually("all subscribe", || server.handle.subscribers("rooms") == 6);
+    assert_eq!(server.handle.subscribers("left"), 0);
+    for (others, client) in clients.iter_mut().enumerate() {
+        client.send_text("?");
+        expect(client, [format!("more rooms [6, {others}, 0]")]);
+    }
+    clients.pop().expect("six").close();
+    clients.iter_mut().for_each(|client| expect(client, ["more rooms of 6 left".to_owned()]));
+    assert_eq!(server.handle.subscribers("rooms"), 5);
+}
+
+fn sorted(connection: &Connection<'_, ()>) -> String {
+    let mut topics: Vec<&str> = connection.topics().collect();
+    topics.sort_unstable();
+    topics.join(" ")
 }
