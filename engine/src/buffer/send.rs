@@ -43,6 +43,12 @@ impl SharedFrame {
     }
 }
 
+impl From<SharedFrame> for Arc<Vec<u8>> {
+    fn from(frame: SharedFrame) -> Self {
+        frame.0
+    }
+}
+
 /// Bytes on their way to the socket. A short send moves the position on; the rest goes out next.
 #[derive(Debug)]
 pub struct SendBuffer {

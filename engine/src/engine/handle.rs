@@ -129,7 +129,19 @@ impl EngineHandle {
     /// again reaches their subscribers twice.
     pub fn publish<'m>(&self, topic: &str, message: impl Into<Message<'m>>) -> Result<(), HandleError> {
         match self.registry.find(topic) {
-            Some(interest) => self.publish_to(&interest, message.into(), 0),
+            Some(interest) => self.publish_to(&interest, 0, || PreparedMessage::new(message)),
+            None => Ok(()),
+        }
+    }
+
+    /// Publishes a message that was encoded before, to many topics or many times, like
+    /// [`publish`](Self::publish).
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish).
+    pub fn publish_prepared(&self, topic: &str, message: &PreparedMessage) -> Result<(), HandleError> {
+        match self.registry.find(topic) {
+            Some(interest) => self.publish_to(&interest, 0, || message.clone()),
             None => Ok(()),
         }
     }
@@ -234,13 +246,13 @@ impl EngineHandle {
     fn publish_to(
         &self,
         interest: &Arc<TopicInterest>,
-        message: Message<'_>,
         key: u64,
+        message: impl FnOnce() -> PreparedMessage,
     ) -> Result<(), HandleError> {
         if interest.subscribers() == 0 {
             return Ok(());
         }
-        let publication = Publication::foreign(interest, message, key);
+        let publication = Publication::foreign(interest, message(), key);
         let mut result = Ok(());
         for shard in (0..self.shards.len()).filter(|shard| interest.interests(*shard)) {
             if let Err(error) = self.post(shard, Envelope::Publish(publication.clone())) {
@@ -284,7 +296,16 @@ impl Topic {
     /// # Errors
     /// As [`EngineHandle::publish`].
     pub fn publish<'m>(&self, message: impl Into<Message<'m>>) -> Result<(), HandleError> {
-        self.handle.publish_to(&self.interest, message.into(), 0)
+        self.handle.publish_to(&self.interest, 0, || PreparedMessage::new(message))
+    }
+
+    /// Publishes a message that was encoded before, like [`EngineHandle::publish_prepared`] but without
+    /// looking the name up.
+    ///
+    /// # Errors
+    /// As [`EngineHandle::publish`].
+    pub fn publish_prepared(&self, message: &PreparedMessage) -> Result<(), HandleError> {
+        self.handle.publish_to(&self.interest, 0, || message.clone())
     }
 
     /// Publishes the newest value of `key`; see [`Conflation::Latest`](crate::Conflation::Latest).
@@ -292,7 +313,7 @@ impl Topic {
     /// # Errors
     /// As [`publish`](Self::publish).
     pub fn publish_keyed<'m>(&self, key: u64, message: impl Into<Message<'m>>) -> Result<(), HandleError> {
-        self.handle.publish_to(&self.interest, message.into(), key)
+        self.handle.publish_to(&self.interest, key, || PreparedMessage::new(message))
     }
 }
 

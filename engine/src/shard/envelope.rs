@@ -2,16 +2,8 @@
 
 use std::{any::Any, fmt, sync::Arc};
 
-use super::{ConnectionId, Message, publish::opcode, registry::TopicInterest};
-use crate::{
-    buffer::SharedFrame,
-    connection::SendStatus,
-    mesh::Weight,
-    protocol::{
-        CloseCode,
-        frame::{append_frame, frame_bytes},
-    },
-};
+use super::{ConnectionId, PreparedMessage, registry::TopicInterest};
+use crate::{buffer::SharedFrame, connection::SendStatus, mesh::Weight, protocol::CloseCode};
 
 /// A publication, or several in a row by one shard to one topic: frames encoded once for everybody.
 #[derive(Clone, Debug)]
@@ -30,10 +22,9 @@ impl Publication {
     /// A publication from outside any shard.
     /// Whether the topic conflates is for the receiving shard to say.
     #[must_use]
-    pub fn foreign(topic: &Arc<TopicInterest>, message: Message<'_>, key: u64) -> Self {
-        let mut frame = Vec::with_capacity(frame_bytes(message.bytes().len()));
-        append_frame(&mut frame, opcode(message.kind()), message.bytes());
-        Self { topic: Arc::clone(topic), frames: Arc::new(frame), count: 1, own: None, key }
+    pub fn foreign(topic: &Arc<TopicInterest>, message: PreparedMessage, key: u64) -> Self {
+        let frames = message.into_frame().into();
+        Self { topic: Arc::clone(topic), frames, count: 1, own: None, key }
     }
 }
 

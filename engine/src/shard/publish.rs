@@ -6,14 +6,17 @@
 use std::any::Any;
 
 use super::{
-    Connection, ConnectionId, Handler, Message, Shard,
+    Connection, ConnectionId, Context, Handler, Message, Shard,
     envelope::{Envelope, Gone, Publication},
-    topics::Post,
+    topics::{Content, Post},
 };
 use crate::{
     buffer::{LocalFrame, SharedFrame},
     connection::{SendStatus, SharedStatus, Timestamp},
-    protocol::{MessageKind, OpCode, frame::append_frame},
+    protocol::{
+        MessageKind, OpCode,
+        frame::{append_frame, frame_bytes},
+    },
 };
 
 /// What becomes of a publication.
@@ -35,13 +38,13 @@ impl<S> Connection<'_, S> {
     /// the very payload that the handler was lent costs no copy where it came in pieces, as messages
     /// above 64 KiB mostly do.
     pub fn publish<'m>(&mut self, topic: &str, message: impl Into<Message<'m>>) -> PublishStatus {
-        self.post(topic, 0, message.into(), Some(self.id))
+        self.post_message(topic, 0, message.into(), Some(self.id))
     }
 
     /// Publishes a message to all subscribers of a topic on all shards, this connection among them if it
     /// subscribes: a subscription made in the same call is not in effect yet.
     pub fn publish_to_all<'m>(&mut self, topic: &str, message: impl Into<Message<'m>>) -> PublishStatus {
-        self.post(topic, 0, message.into(), None)
+        self.post_message(topic, 0, message.into(), None)
     }
 
     /// Publishes the newest value of `key` within a topic that conflates: for subscribers who have fallen
@@ -52,29 +55,40 @@ impl<S> Connection<'_, S> {
         key: u64,
         message: impl Into<Message<'m>>,
     ) -> PublishStatus {
-        self.post(topic, key, message.into(), Some(self.id))
+        self.post_message(topic, key, message.into(), Some(self.id))
     }
 
-    fn post(
+    /// Publishes a message that was encoded before, for many topics or many times, to all subscribers of a
+    /// topic on all shards, except this connection.
+    pub fn publish_prepared(&mut self, topic: &str, message: &PreparedMessage) -> PublishStatus {
+        let content = Content::Prepared(&message.0);
+        self.post(topic, Post { content, publisher: Some(self.id), key: 0 })
+    }
+
+    fn post_message(
         &mut self,
         topic: &str,
         key: u64,
         message: Message<'_>,
         publisher: Option<ConnectionId>,
     ) -> PublishStatus {
-        let topics = &mut self.context.topics;
+        let content = Content::Message(opcode(message.kind()), message.bytes());
+        self.post(topic, Post { content, publisher, key })
+    }
+
+    fn post(&mut self, topic: &str, post: Post<'_>) -> PublishStatus {
+        let Context { topics, lent, counters, .. } = &mut *self.context;
+        counters.publications.add(1);
         let index = topics.intern(topic);
-        let post = Post { opcode: opcode(message.kind()), payload: message.bytes(), publisher, key };
-        self.context.counters.publications.add(1);
-        let lent = &mut self.context.lent;
-        let published = if lent.can_publish(post.opcode, post.payload) {
-            let published = topics.post_lent(index, post);
-            if published {
-                lent.published = Some(post.opcode);
+        let published = match post.content {
+            Content::Message(opcode, payload) if lent.can_publish(opcode, payload) => {
+                let published = topics.post_lent(index, post);
+                if published {
+                    lent.published = Some(opcode);
+                }
+                published
             }
-            published
-        } else {
-            topics.post(index, post)
+            _ => topics.post(index, post),
         };
         if published { PublishStatus::Published } else { PublishStatus::NoSubscribers }
     }
@@ -106,7 +120,7 @@ impl PreparedMessage {
     /// Encodes a message.
     pub fn new<'m>(message: impl Into<Message<'m>>) -> Self {
         let message = message.into();
-        let mut frame = Vec::with_capacity(message.bytes().len() + 10);
+        let mut frame = Vec::with_capacity(frame_bytes(message.bytes().len()));
         append_frame(&mut frame, opcode(message.kind()), message.bytes());
         Self(SharedFrame::new(frame))
     }

@@ -22,9 +22,12 @@ use super::{
     registry::{TopicInterest, TopicRegistry},
     rules::{Conflation, TopicRules, TopicSettings},
 };
-use crate::protocol::{
-    OpCode,
-    frame::{append_frame, frame_bytes},
+use crate::{
+    buffer::SharedFrame,
+    protocol::{
+        OpCode,
+        frame::{append_frame, frame_bytes},
+    },
 };
 
 /// Publications are gathered until there are this many bytes, then delivered together. Beyond that goes at
@@ -124,10 +127,45 @@ pub(super) enum Route {
 /// A message to be published.
 #[derive(Clone, Copy)]
 pub(super) struct Post<'a> {
-    pub(super) opcode: OpCode,
-    pub(super) payload: &'a [u8],
+    pub(super) content: Content<'a>,
     pub(super) publisher: Option<ConnectionId>,
     pub(super) key: u64,
+}
+
+/// What is published.
+#[derive(Clone, Copy)]
+pub(super) enum Content<'a> {
+    /// To be encoded.
+    Message(OpCode, &'a [u8]),
+    /// Encoded before: one frame.
+    Prepared(&'a SharedFrame),
+}
+
+impl Content<'_> {
+    fn frame_bytes(self) -> usize {
+        match self {
+            Self::Message(_, payload) => frame_bytes(payload.len()),
+            Self::Prepared(frame) => frame.bytes().len(),
+        }
+    }
+
+    fn append_to(self, frames: &mut Vec<u8>) {
+        match self {
+            Self::Message(opcode, payload) => append_frame(frames, opcode, payload),
+            Self::Prepared(frame) => frames.extend_from_slice(frame.bytes()),
+        }
+    }
+
+    fn into_frame(self) -> Arc<Vec<u8>> {
+        match self {
+            Self::Message(opcode, payload) => {
+                let mut frame = Vec::with_capacity(frame_bytes(payload.len()));
+                append_frame(&mut frame, opcode, payload);
+                Arc::new(frame)
+            }
+            Self::Prepared(frame) => frame.clone().into(),
+        }
+    }
 }
 
 impl TopicTable {
@@ -246,13 +284,15 @@ impl TopicTable {
         if topic.interest.subscribers() == 0 {
             return false;
         }
-        if topic.settings.conflation == Conflation::Latest || post.payload.len() > GATHERED_FRAME_BYTES_MAX {
-            self.post_alone(index, post);
+        if topic.settings.conflation == Conflation::Latest
+            || post.content.frame_bytes() > GATHERED_FRAME_BYTES_MAX
+        {
+            self.push_alone(index, post, post.content.into_frame());
             return true;
         }
         let staged = self.stage(index, false);
         let start = staged.frames.len();
-        append_frame(&mut staged.frames, post.opcode, post.payload);
+        post.content.append_to(&mut staged.frames);
         staged.count += 1;
         if let Some(publisher) = post.publisher {
             staged.own.push(OwnFrame { publisher, start, end: staged.frames.len() });
@@ -410,15 +450,9 @@ impl TopicTable {
         self.topics.len()
     }
 
-    fn post_alone(&mut self, index: u32, post: Post<'_>) {
-        let mut frame = Vec::with_capacity(frame_bytes(post.payload.len()));
-        append_frame(&mut frame, post.opcode, post.payload);
-        self.push_alone(index, post, Arc::new(frame));
-    }
-
     fn push_alone(&mut self, index: u32, post: Post<'_>, frame: Arc<Vec<u8>>) {
         self.seal(index);
-        let end = frame_bytes(post.payload.len());
+        let end = post.content.frame_bytes();
         let publication = Publication {
             topic: Arc::clone(&self.topics[index as usize].interest),
             frames: frame,

@@ -166,6 +166,9 @@ impl Shared {
         let name = topic_name(topic);
         let (status, excluded) = match random.below(2) {
             _ if topic == CONFLATING => (connection.publish_keyed(&name, key, &payload), Some(peer)),
+            0 if length.is_multiple_of(2) => {
+                (connection.publish_prepared(&name, &PreparedMessage::new(&payload)), Some(peer))
+            }
             0 => (connection.publish(&name, &payload), Some(peer)),
             _ => (connection.publish_to_all(&name, &payload), None),
         };

@@ -3,7 +3,7 @@
 use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
 use ringwire::{
-    CloseCode, Initiator, Message, OutboxFull, PublishStatus,
+    CloseCode, Initiator, OutboxFull, PreparedMessage, PublishStatus,
     connection::Timestamp,
     shard::{Inbox, MeshSeat, Publication, TopicRegistry},
 };
@@ -229,7 +229,7 @@ impl World {
             let payload = model.next_publication(length);
             model.published(OUTSIDE, topic, key, None, length, status);
             let Some(interest) = interest else { continue };
-            let publication = Publication::foreign(&interest, Message::Binary(&payload), key);
+            let publication = Publication::foreign(&interest, PreparedMessage::new(&payload), key);
             for shard in (0..self.shards.len()).filter(|shard| interest.interests(*shard)) {
                 let published = self.inboxes[shard].publish(publication.clone());
                 model.check(NOBODY, published.is_ok(), "an inbox has room for a few");

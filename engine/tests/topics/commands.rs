@@ -1,13 +1,14 @@
 //! The server of these tests: its clients say by texts what it is to do for them.
 //!
 //! `sub T`, `unsub T`, `state` and `id` are answered with a text; `pub T payload`, `all T payload` and
-//! `key T key payload` publish and are not answered.
+//! `key T key payload` publish and are not answered, nor is `prep T,T,... payload`, which encodes once for all
+//! of them.
 
 use std::sync::mpsc;
 
 use ringwire::{
     CloseCode, Config, Conflation, Connection, ConnectionId, Cores, Driver, DropCounts, Handler, Message,
-    OutboxFull, TopicRules, TopicSettings, Upgrade, UpgradeRequest,
+    OutboxFull, PreparedMessage, TopicRules, TopicSettings, Upgrade, UpgradeRequest,
 };
 
 use crate::{
@@ -55,6 +56,12 @@ impl Handler for Commands {
             }
             "pub" => drop(connection.publish(topic, payload)),
             "all" => drop(connection.publish_to_all(topic, payload)),
+            "prep" => {
+                let prepared = PreparedMessage::new(payload);
+                for topic in topic.split(',') {
+                    connection.publish_prepared(topic, &prepared);
+                }
+            }
             "key" => {
                 let (key, payload) = payload.split_once(' ').expect("a key and a payload");
                 connection.publish_keyed(topic, key.parse().expect("a key"), payload);

@@ -1,6 +1,6 @@
 //! Who gets a publication, and in which order.
 
-use ringwire::{Driver, protocol::OpCode};
+use ringwire::{Driver, PreparedMessage, protocol::OpCode};
 
 use crate::{
     client::Client,
@@ -14,6 +14,7 @@ on_both_drivers!(
     a_burst_to_all_reaches_the_publisher_once,
     large_and_small_publications_keep_their_order,
     a_subscription_begins_with_its_acknowledgement,
+    what_was_encoded_before_is_published_like_the_rest,
 );
 
 fn subscribers(topics: &Topics, topic: &str) -> Vec<Client> {
@@ -156,5 +157,39 @@ fn a_subscription_begins_with_its_acknowledgement(driver: Driver) {
         for client in late.iter_mut().chain([&mut listener]) {
             expect(client, [format!("after {round}")]);
         }
+    }
+}
+
+fn what_was_encoded_before_is_published_like_the_rest(driver: Driver) {
+    let topics = Topics::start(config(driver));
+    let (mut near, mut far) = (topics.connect_on(0), topics.connect_on(1));
+    let mut publisher = topics.connect_on(0);
+    // Topics that conflate deliver each publication on its own, as they do a large one.
+    let names = ["news", "latest/price", "window/prices"];
+    for client in [&mut near, &mut far, &mut publisher] {
+        names.iter().for_each(|name| subscribe(client, name));
+    }
+    let handle = &topics.server.handle;
+    let topic = handle.topic("news");
+    for payload in ["small".to_owned(), "l".repeat(20_000)] {
+        publisher.send_text(&format!("prep {} {payload}", names.join(",")));
+        for client in [&mut near, &mut far] {
+            expect(client, names.map(|_| payload.clone()));
+        }
+        let prepared = PreparedMessage::new(&payload);
+        assert_eq!(topic.publish_prepared(&prepared), Ok(()));
+        assert_eq!(handle.publish_prepared("news", &prepared), Ok(()));
+        assert_eq!(handle.publish_prepared("nobody's", &prepared), Ok(()));
+        // All that the publisher hears of it: it is nobody's own.
+        for client in [&mut near, &mut far, &mut publisher] {
+            expect(client, [payload.clone(), payload.clone()]);
+        }
+    }
+    let order = [("pub", "one"), ("prep", "two"), ("pub", "three"), ("prep", "four")];
+    for (command, number) in order {
+        publisher.send_text(&format!("{command} news {number}"));
+    }
+    for client in [&mut near, &mut far] {
+        expect(client, order.map(|(_, number)| number.to_owned()));
     }
 }
