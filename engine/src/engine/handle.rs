@@ -15,8 +15,8 @@ use crate::{
     protocol::CloseCode,
     runtime::{Command, Mailbox},
     shard::{
-        ConnectionId, Counters, CountersSnapshot, Envelope, Gone, Handler, Inbox, Message, PreparedMessage,
-        Publication, TopicInterest, TopicRegistry,
+        Connection, ConnectionId, Counters, CountersSnapshot, Envelope, Errand, Gone, Handler, Inbox,
+        Message, PreparedMessage, Publication, TopicInterest, TopicRegistry,
     },
 };
 
@@ -218,6 +218,50 @@ impl EngineHandle {
             }
         };
         self.post(shard, Envelope::Run(Box::new(run)))?;
+        Ok(Answer(answer))
+    }
+
+    /// Lends one connection, and the handler of its shard, to a closure on the shard's thread: to subscribe it
+    /// to a topic, say, or to look at its session. When the answer arrives, what it has asked for is in effect.
+    /// A panic ends the connection with 1011, as in a handler.
+    ///
+    /// ```
+    /// use ringwire::{Connection, ConnectionId, EngineHandle};
+    /// # use ringwire::{Handler, Message, Upgrade, UpgradeRequest};
+    /// # struct Chat;
+    /// # impl Handler for Chat {
+    /// #     type Session = ();
+    /// #     fn on_upgrade(&mut self, _: &UpgradeRequest<'_>) -> Upgrade<()> { Upgrade::accept(()) }
+    /// #     fn on_message(&mut self, _: &mut Connection<'_, ()>, _: Message<'_>) {}
+    /// # }
+    ///
+    /// fn leave(engine: &EngineHandle, member: ConnectionId, room: &str) {
+    ///     let room = room.to_owned();
+    ///     let left = engine.with_connection(member, move |_: &mut Chat, connection| {
+    ///         connection.unsubscribe(&room);
+    ///     });
+    ///     # let _ =
+    ///     left.map(|answer| answer.wait());
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// When the shard does not take the request. The answer recognises a stale id; it is
+    /// [`HandleError::NoAnswer`] when `H` is not the handler's type, or the closure panics.
+    pub fn with_connection<H: Handler, R: Send + 'static>(
+        &self,
+        id: ConnectionId,
+        action: impl FnOnce(&mut H, &mut Connection<'_, H::Session>) -> R + Send + 'static,
+    ) -> Result<Answer<Result<R, Gone>>, HandleError> {
+        let (reply, answer) = oneshot::channel();
+        let errand: Errand<H> = Box::new(move |reached| {
+            let answer = reached.map(|(handler, connection)| action(handler, connection));
+            Box::new(move || {
+                // Nobody may be waiting.
+                let _ = reply.send(answer);
+            })
+        });
+        self.post(id.shard(), Envelope::Reach { id, errand: Box::new(errand) })?;
         Ok(Answer(answer))
     }
 

@@ -2,7 +2,7 @@
 
 use std::{any::Any, fmt, sync::Arc};
 
-use super::{ConnectionId, PreparedMessage, registry::TopicInterest};
+use super::{Connection, ConnectionId, Handler, PreparedMessage, registry::TopicInterest};
 use crate::{buffer::SharedFrame, connection::SendStatus, mesh::Weight, protocol::CloseCode};
 
 /// A publication, or several in a row by one shard to one topic: frames encoded once for everybody.
@@ -46,6 +46,8 @@ pub(crate) enum Envelope {
     Close { id: ConnectionId, code: CloseCode, reason: Box<str>, reply: Reply<Result<(), Gone>> },
     /// Run on the shard's thread with its handler.
     Run(Action),
+    /// Run there with one connection as well: an [`Errand`] to the shard's type of handler.
+    Reach { id: ConnectionId, errand: Box<dyn Any + Send> },
 }
 
 impl Weight for Envelope {
@@ -54,13 +56,21 @@ impl Weight for Envelope {
             Self::Publish(publication) => publication.frames.len(),
             Self::Send { frame, .. } => frame.bytes().len(),
             Self::Close { reason, .. } => reason.len(),
-            Self::Run(_) => 0,
+            Self::Run(_) | Self::Reach { .. } => 0,
         }
     }
 }
 
 /// What is to be done with a shard's handler.
 pub(crate) type Action = Box<dyn FnOnce(&mut dyn Any) + Send>;
+
+/// What is to be done with a connection and its shard's handler, or in their absence. The answer is given
+/// when what was asked for is in effect.
+pub(crate) type Errand<H> = Box<dyn FnOnce(Reached<'_, '_, H>) -> Box<dyn FnOnce()> + Send>;
+
+/// A connection that an errand was sent to, with the handler of its shard.
+pub(crate) type Reached<'a, 'b, H> =
+    Result<(&'a mut H, &'a mut Connection<'b, <H as Handler>::Session>), Gone>;
 
 /// Where an answer goes; nobody may be waiting.
 pub(crate) type Reply<T> = Option<oneshot::Sender<T>>;
@@ -77,6 +87,7 @@ impl fmt::Debug for Envelope {
             Self::Send { id, .. } => write!(formatter, "Send({id})"),
             Self::Close { id, .. } => write!(formatter, "Close({id})"),
             Self::Run(_) => formatter.write_str("Run"),
+            Self::Reach { id, .. } => write!(formatter, "Reach({id})"),
         }
     }
 }

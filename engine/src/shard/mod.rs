@@ -34,7 +34,10 @@ use self::{
     topics::{Subscription, TopicTable},
     upgrade::LocalFuture,
 };
-pub(crate) use self::{connection::LocalShard, envelope::Envelope};
+pub(crate) use self::{
+    connection::LocalShard,
+    envelope::{Envelope, Errand},
+};
 pub use self::{
     connection::{Connection, LocalError, LocalHandle},
     counters::{Counter, Counters, CountersSnapshot},

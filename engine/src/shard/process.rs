@@ -11,7 +11,7 @@ use std::{
 use super::{
     Connection, ConnectionId, Deciding, Handler, Shard, Upgrade, find,
     upgrade::{Acceptance, Decision},
-    visit::Visit,
+    visit::{Visit, shield},
 };
 use crate::{
     buffer::SendBuffer,
@@ -178,7 +178,7 @@ impl<H: Handler> Shard<H> {
 
     pub(super) fn decide(&mut self, id: ConnectionId, upgrade: Upgrade<H::Session>) {
         let undecided = find(&mut self.slots, id).filter(|slot| slot.endpoint.phase() <= Phase::Deciding);
-        let Some(slot) = undecided else { return self.discard(upgrade) };
+        let Some(slot) = undecided else { return shield(&self.context.counters, || drop(upgrade)) };
         match upgrade.0 {
             Decision::Reject(response) => self.refuse(id, &response),
             Decision::Defer(decision) => {
@@ -288,15 +288,8 @@ impl<H: Handler> Shard<H> {
             self.unsubscribe_all(id);
             if let Some(slot) = find(&mut self.slots, id) {
                 let session = slot.session.take();
-                self.discard(session);
+                shield(&self.context.counters, || drop(session));
             }
-        }
-    }
-
-    /// Drops what the user made, and so may panic.
-    fn discard<T>(&mut self, made: T) {
-        if catch_unwind(AssertUnwindSafe(|| drop(made))).is_err() {
-            self.context.counters.handler_panics.add(1);
         }
     }
 }

@@ -3,12 +3,11 @@
 //! Order: publications of one shard to one topic reach every subscriber in the order they were published; see
 //! `docs/order.md`.
 
-use std::any::Any;
-
 use super::{
     Connection, ConnectionId, Context, Handler, Message, Shard,
-    envelope::{Envelope, Gone, Publication},
+    envelope::{Envelope, Errand, Gone, Publication},
     topics::{Content, Post},
+    visit::shield,
 };
 use crate::{
     buffer::{LocalFrame, SharedFrame},
@@ -243,45 +242,53 @@ impl<H: Handler> Shard<H> {
         match envelope {
             Envelope::Publish(publication) => self.receive_publication(publication, from),
             Envelope::Send { id, frame, reply } => {
-                let outcome = self.send_prepared(id, PreparedMessage(frame));
-                reply.map(|reply| reply.send(outcome));
+                let message = PreparedMessage(frame);
+                let mut status = SendStatus::Dropped;
+                let reached = self.reach(id, |_, connection| status = connection.send_prepared(&message));
+                reply.map(|reply| reply.send(reached.map(|()| status)));
             }
             Envelope::Close { id, code, reason, reply } => {
-                let open = self.is_open(id);
-                if open {
-                    self.call(id, |_, connection| connection.close(code, &reason));
-                    self.settle(id);
-                    self.mark_dirty(id);
-                }
-                reply.map(|reply| reply.send(if open { Ok(()) } else { Err(self.gone()) }));
+                let reached = self.reach(id, |_, connection| connection.close(code, &reason));
+                reply.map(|reply| reply.send(reached));
             }
             Envelope::Run(action) => {
-                let handler: &mut dyn Any = &mut self.handler;
-                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| action(handler))).is_err() {
-                    self.context.counters.handler_panics.add(1);
-                }
+                let handler = &mut self.handler;
+                shield(&self.context.counters, || action(handler));
+            }
+            Envelope::Reach { id, errand } => {
+                let mut errand = match errand.downcast::<Errand<H>>() {
+                    Ok(errand) => Some(*errand),
+                    // Of another type: whoever waits hears that it is dropped.
+                    Err(errand) => return shield(&self.context.counters, || drop(errand)),
+                };
+                let mut answer = None;
+                let reached = self.reach(id, |handler, connection| {
+                    answer = errand.take().map(|errand| errand(Ok((handler, connection))));
+                });
+                shield(&self.context.counters, || match (answer, reached, errand) {
+                    (Some(answer), ..) => answer(),
+                    (None, Err(gone), Some(errand)) => errand(Err(gone))(),
+                    // It panicked: whoever waits hears of that.
+                    _ => {}
+                });
             }
         }
     }
 
-    fn send_prepared(&mut self, id: ConnectionId, message: PreparedMessage) -> Result<SendStatus, Gone> {
-        if !self.is_open(id) {
-            return Err(self.gone());
+    /// Lends an open connection to `action`.
+    fn reach(
+        &mut self,
+        id: ConnectionId,
+        action: impl FnOnce(&mut H, &mut Connection<'_, H::Session>),
+    ) -> Result<(), Gone> {
+        if !self.endpoint(id).is_some_and(|endpoint| endpoint.is_open()) {
+            self.context.counters.stale_ids.add(1);
+            return Err(Gone);
         }
-        let mut status = SendStatus::Dropped;
-        self.call(id, |_, connection| status = connection.send_prepared(&message));
+        self.call(id, action);
         self.settle(id);
         self.mark_dirty(id);
-        Ok(status)
-    }
-
-    fn is_open(&self, id: ConnectionId) -> bool {
-        self.endpoint(id).is_some_and(|endpoint| endpoint.is_open())
-    }
-
-    fn gone(&self) -> Gone {
-        self.context.counters.stale_ids.add(1);
-        Gone
+        Ok(())
     }
 
     fn receive_publication(&mut self, publication: Publication, from: Option<usize>) {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Connection, ConnectionId, Context, Handler, LocalHandle, Message, Slot, TimerWheel,
+    Connection, ConnectionId, Context, Counters, Handler, LocalHandle, Message, Slot, TimerWheel,
     connection::{Lent, RELAYED_BYTES_MIN},
 };
 use crate::{
@@ -154,6 +154,14 @@ impl<H: Handler> Visit<'_, H> {
     fn fail(&mut self, code: CloseCode, reason: &str) {
         let context = &mut *self.context;
         self.slot.endpoint.fail(code, reason, &mut context.corks, &context.settings, context.now);
+    }
+}
+
+/// Runs or drops what the user made, and so may panic, where no connection is to end for it.
+pub(super) fn shield(counters: &Counters, action: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(action)).is_err() {
+        tracing::error!("what the program gave to a shard panicked");
+        counters.handler_panics.add(1);
     }
 }
 

@@ -9,7 +9,7 @@ use ringwire::{CloseCode, Driver, Gone, HandleError, PreparedMessage, SendStatus
 
 use crate::{
     client::{PATIENCE, Received, eventually},
-    commands::{Commands, Topics, config, subscribe},
+    commands::{Commands, Topics, config, expect, subscribe},
     script::Script,
     server::{Server, ended_within, wait_until_empty},
 };
@@ -19,6 +19,7 @@ on_both_drivers!(
     a_handler_reaches_the_connections_of_all_shards,
     stale_ids_reach_nobody,
     closures_run_on_the_shard_they_name,
+    closures_reach_one_connection,
     a_panic_in_a_closure_is_counted,
     a_stopped_engine_leaves_nobody_waiting,
     a_full_inbox_refuses_and_counts,
@@ -84,8 +85,10 @@ fn stale_ids_reach_nobody(driver: Driver) {
     for id in &stale {
         assert_eq!(handle.send(*id, "stranger").expect("room").wait(), Ok(Err(Gone)));
         assert_eq!(handle.close(*id, CloseCode::NORMAL, "").expect("room").wait(), Ok(Err(Gone)));
+        let reached = handle.with_connection(*id, |_: &mut Commands, _| panic!("a stranger"));
+        assert_eq!(reached.expect("room").wait().map(|reached: Result<(), Gone>| reached), Ok(Err(Gone)));
     }
-    assert_eq!(topics.server.counters().stale_ids, before + 4);
+    assert_eq!(topics.server.counters().stale_ids, before + 6);
     strangers.iter_mut().for_each(|client| {
         client.send_text("echo mine");
         assert_eq!(client.receive_text(), "mine");
@@ -107,6 +110,38 @@ fn closures_run_on_the_shard_they_name(driver: Driver) {
     assert_eq!(other_type, Err(HandleError::NoAnswer));
     let none = Some(HandleError::NoSuchShard { shard: 2, shards: 2 });
     assert_eq!(handle.run_on(2, |_: &mut Commands| ()).err(), none);
+}
+
+fn closures_reach_one_connection(driver: Driver) {
+    let mut topics = Topics::start(config(driver));
+    topics.server = topics.server.expecting_panics(1);
+    let handle = topics.server.handle.clone();
+    let mut clients = [0, 1].map(|shard| topics.connect_on(shard));
+    let ids = [0, 1].map(|index| topics.state(&mut clients[index]).id);
+    for id in ids {
+        let subscribed = handle.with_connection(id, |handler: &mut Commands, connection| {
+            handler.messages = 100;
+            connection.subscribe("news")
+        });
+        assert_eq!(subscribed.expect("room").wait(), Ok(Ok(Ok(()))));
+    }
+    // In effect with the answer, and what it sends leaves though its peer says nothing.
+    handle.publish("news", "both").expect("room");
+    clients.iter_mut().for_each(|client| expect(client, ["both".to_owned()]));
+    let sent = handle.with_connection(ids[1], |handler: &mut Commands, connection| {
+        connection.unsubscribe("news");
+        let _ = connection.send(&handler.messages.to_string());
+        connection.subscriptions()
+    });
+    assert_eq!(sent.expect("room").wait(), Ok(Ok(0)));
+    handle.publish("news", "one").expect("room");
+    expect(&mut clients[0], ["one".to_owned()]);
+    expect(&mut clients[1], ["100".to_owned()]);
+    let other_type = handle.with_connection(ids[0], |_: &mut Script, _| ());
+    assert_eq!(other_type.expect("room").wait(), Err(HandleError::NoAnswer));
+    let panicked = handle.with_connection(ids[0], |_: &mut Commands, _| panic!("on purpose"));
+    assert_eq!(panicked.expect("room").wait().map(|_: Result<(), Gone>| ()), Err(HandleError::NoAnswer));
+    assert_eq!(clients[0].receive(), Received::Close(Some((1011, "handler failed".to_owned()))));
 }
 
 fn a_panic_in_a_closure_is_counted(driver: Driver) {
