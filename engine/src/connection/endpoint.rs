@@ -12,8 +12,8 @@ use std::ops::Range;
 
 use self::receiving::Partial;
 use super::{
-    CloseReason, ConflationKey, DropCounts, Dropped, Full, Outbox, SendStatus, Settings, SharedStatus,
-    Timestamp,
+    CloseReason, ConflationKey, DropCounts, Dropped, Full, Outbox, OutboxFull, SendStatus, Settings,
+    SharedStatus, Timestamp,
 };
 use crate::{
     buffer::{CorkPool, LocalFrame, SendBuffer},
@@ -95,6 +95,8 @@ pub struct Endpoint {
     pub(super) outbox: Outbox,
     ended: Option<Box<CloseReason>>,
     drops: DropCounts,
+    /// In place of what the settings say for all.
+    outbox_full: Option<OutboxFull>,
     pub(super) last_received: Timestamp,
     pub(super) last_message: Timestamp,
     /// Of the handshake, the pong or the close handshake, whichever the phase awaits.
@@ -124,6 +126,7 @@ impl Endpoint {
             outbox: Outbox::default(),
             ended: None,
             drops: DropCounts::default(),
+            outbox_full: None,
             last_received: now,
             last_message: now,
             awaited_until: now.after(settings.timeouts.handshake),
@@ -208,8 +211,8 @@ impl Endpoint {
         self.outbox.push_data(opcode, payload, &settings.outbox, corks)
     }
 
-    /// Queues frames that others send as well. With a `key`, and while the outbox is congested, they replace
-    /// what was queued with the same key.
+    /// Queues frames that others send as well. With a `key`, and while the outbox is congested or full, they
+    /// replace what was queued with the same key.
     pub fn send_shared(
         &mut self,
         frame: &LocalFrame,
@@ -221,7 +224,7 @@ impl Endpoint {
         }
         let limits = &settings.outbox;
         if let Some(key) = key
-            && self.outbox.is_congested()
+            && (self.outbox.is_full_for(frame.bytes().len(), limits) || self.outbox.is_congested())
             && self.outbox.replace(frame, key, limits)
         {
             return Ok(SharedStatus::Replaced);
@@ -341,6 +344,17 @@ impl Endpoint {
     /// Messages for this connection were dropped, for the reason that `count` chooses.
     pub fn note_dropped(&mut self, count: fn(&mut DropCounts) -> &mut u32, messages: u64) {
         DropCounts::add(count(&mut self.drops), messages);
+    }
+
+    /// What happens to a message for which there is no room.
+    #[must_use]
+    pub fn outbox_full(&self, settings: &Settings) -> OutboxFull {
+        self.outbox_full.unwrap_or(settings.outbox.full)
+    }
+
+    /// Chooses what happens to a message for which there is no room.
+    pub fn set_outbox_full(&mut self, full: OutboxFull) {
+        self.outbox_full = Some(full);
     }
 
     /// The handler does not receive at the moment.

@@ -67,7 +67,7 @@ pub struct Outbox {
     in_flight: bool,
     /// What the control frames that have not left count for.
     control: u16,
-    /// The high mark was passed and the low mark has not been reached again.
+    /// The high mark was passed, or a frame refused, and the low mark has not been reached again.
     congested: bool,
 }
 
@@ -82,7 +82,7 @@ impl Outbox {
         self.bytes
     }
 
-    /// The high mark was passed, and the low mark has not been reached since.
+    /// The high mark was passed, or a frame refused, and the low mark has not been reached since.
     #[must_use]
     pub fn is_congested(&self) -> bool {
         self.congested
@@ -107,10 +107,19 @@ impl Outbox {
         excess == 0 || drops && drops::can_drop(&self.queue, excess)
     }
 
+    /// Whether there is no room for a data frame of `bytes`. Then the outbox is congested, wherever its high
+    /// mark is: who was refused waits for the drain.
+    pub(super) fn is_full_for(&mut self, bytes: usize, limits: &OutboxLimits) -> bool {
+        let is_full = self.bytes.saturating_add(bytes) > limits.bytes_max;
+        // Behind an empty one nothing would come.
+        self.congested |= is_full && self.bytes > 0;
+        is_full
+    }
+
     /// Accounts for a data frame of `bytes` that the caller sends past the queue; the caller has seen that it
     /// [is idle](Self::is_idle) and reports with [`sent_directly`](Self::sent_directly).
     pub(super) fn reserve(&mut self, bytes: usize, limits: &OutboxLimits) -> Result<SendStatus, Full> {
-        if self.bytes.saturating_add(bytes) > limits.bytes_max {
+        if self.is_full_for(bytes, limits) {
             return Err(Full);
         }
         self.bytes += bytes;
@@ -175,7 +184,8 @@ impl Outbox {
     pub(super) fn replace(&mut self, frame: &LocalFrame, key: ConflationKey, limits: &OutboxLimits) -> bool {
         let Some(entry) = self.queue.newest(key) else { return false };
         let bytes = self.bytes - entry.buffer.len() + frame.bytes().len();
-        if bytes > limits.bytes_max {
+        // Control frames may have raised it above the limit: what does not raise it further is welcome.
+        if bytes > limits.bytes_max.max(self.bytes) {
             return false;
         }
         entry.buffer = SendBuffer::shared(frame.clone());

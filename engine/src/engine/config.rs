@@ -50,8 +50,8 @@ pub struct Config {
     pub outbox_bytes_max: usize,
     /// Above this a send answers `Backpressure`. Default: 256 KiB.
     pub outbox_bytes_high: usize,
-    /// Having been above `outbox_bytes_high`, `on_drain` is called when no more than this waits. Default: 64
-    /// KiB.
+    /// Having been above `outbox_bytes_high`, or having refused a message, `on_drain` is called when no more
+    /// than this waits. Default: 64 KiB.
     pub outbox_bytes_low: usize,
     /// What happens to a message for which there is no room. Default: the connection is closed with 1013.
     pub outbox_full: OutboxFull,

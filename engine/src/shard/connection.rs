@@ -123,7 +123,7 @@ impl<S> Connection<'_, S> {
 
     #[inline(never)]
     fn send_copy(&mut self, opcode: OpCode, payload: &[u8]) -> SendStatus {
-        let full = self.context.settings.outbox.full;
+        let full = self.endpoint.outbox_full(&self.context.settings);
         self.context.queue(self.endpoint, full, frame_bytes(payload.len()), 1, None, |endpoint, context| {
             endpoint.send(opcode, payload, &context.settings, &mut context.corks)
         })
@@ -161,6 +161,14 @@ impl<S> Connection<'_, S> {
     #[must_use]
     pub fn outbox_bytes(&self) -> usize {
         self.endpoint.outbox().bytes()
+    }
+
+    /// Chooses what happens to a message for which this connection's outbox has no room, in place of what
+    /// [`Config::outbox_full`](crate::Config::outbox_full) says for all. A topic's own choice
+    /// ([`TopicSettings::full`](crate::TopicSettings::full)) counts for more. A close code that may not be
+    /// sent becomes 1000.
+    pub fn set_outbox_full(&mut self, full: OutboxFull) {
+        self.endpoint.set_outbox_full(full);
     }
 
     /// How many messages for this connection were dropped while it was open, by reason; values that newer

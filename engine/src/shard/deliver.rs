@@ -52,7 +52,7 @@ impl<H: Handler> Shard<H> {
             Conflation::Latest => Some(ConflationKey { topic: topic.number, key: publication.key }),
             Conflation::Off => None,
         };
-        let full = topic.settings.full.unwrap_or(context.settings.outbox.full);
+        let full = topic.settings.full;
         let count = topic.subscribers.len();
         for position in 0..count {
             let Some(topic) = context.topics.topic(ready.topic) else { return };
@@ -72,8 +72,9 @@ impl<H: Handler> Shard<H> {
                     (&LocalFrame::new(SharedFrame::new(rest)), messages)
                 }
             };
-            let was_open = slot.endpoint.is_open();
             let Slot { endpoint, dirty, .. } = slot;
+            let was_open = endpoint.is_open();
+            let full = full.unwrap_or_else(|| endpoint.outbox_full(&context.settings));
             let sent = context.queue_shared(endpoint, full, frame, messages, key);
             context.counters.deliveries.add(u64::from(sent));
             // One that was given up has a close frame to send, a deadline to set, and perhaps a pause to end.

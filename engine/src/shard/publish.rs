@@ -96,7 +96,7 @@ impl<S> Connection<'_, S> {
     pub fn send_prepared(&mut self, message: &PreparedMessage) -> SendStatus {
         let frame = LocalFrame::new(message.0.clone());
         let bytes = frame.bytes().len();
-        let full = self.context.settings.outbox.full;
+        let full = self.endpoint.outbox_full(&self.context.settings);
         self.context.queue(self.endpoint, full, bytes, 1, None, |endpoint, context| {
             match endpoint.send_shared(&frame, None, &context.settings)? {
                 SharedStatus::Queued(status) => Ok(status),

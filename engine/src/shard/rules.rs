@@ -10,8 +10,8 @@ pub enum Conflation {
     /// Every publication is delivered.
     #[default]
     Off,
-    /// A subscriber who has fallen behind (above its high mark, until its low mark) gets the newest value of
-    /// each key; the older ones that have not left yet are replaced, keeping their place.
+    /// A subscriber who has fallen behind (above its high mark or full, until its low mark) gets the newest
+    /// value of each key; the older ones that have not left yet are replaced, keeping their place.
     Latest,
 }
 

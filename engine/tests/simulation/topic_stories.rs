@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use ringwire::{
     CloseCode, Conflation, Connection, ConnectionId, Counters, CountersSnapshot, Handler, Message,
-    OutboxFull, SubscribeError, TopicRules, TopicSettings, Upgrade,
+    OutboxFull, SendStatus, SubscribeError, TopicRules, TopicSettings, Upgrade,
     buffer::HEADROOM_BYTES,
-    connection::{Output, Settings, Timestamp},
+    connection::{OutboxLimits, Output, Settings, Timestamp},
     protocol::{Decoder, Item, Limits, Role, UpgradeRequest, handshake::append_client_request},
     shard::{MeshSeat, Shard, TopicLimits, TopicRegistry},
 };
@@ -38,17 +38,19 @@ const ROOMY: usize = 1 << 20;
 
 impl Story {
     fn begin(shards: usize, outbox_bytes_max: usize, full: OutboxFull) -> Self {
+        let (bytes_max, bytes_high) = (outbox_bytes_max, outbox_bytes_max / 2);
+        Self::begin_with(shards, OutboxLimits { bytes_max, bytes_high, bytes_low: 0, full })
+    }
+
+    fn begin_with(shards: usize, outbox: OutboxLimits) -> Self {
         let now = Timestamp::from_millis(1000);
-        let mut settings: Settings = Plan::new(&Random::new(0)).settings;
-        settings.outbox.bytes_max = outbox_bytes_max;
-        settings.outbox.bytes_high = outbox_bytes_max / 2;
-        settings.outbox.bytes_low = 0;
-        settings.outbox.full = full;
+        let settings = Settings { outbox, ..Plan::new(&Random::new(0)).settings };
         let registry = TopicRegistry::new(shards);
         let rules = TopicRules::new(|name| {
             let mut rules = TopicSettings::default();
             match name.split('/').next() {
                 Some("latest") => rules.conflation = Conflation::Latest,
+                Some("oldest") => rules.full = Some(OutboxFull::DropOldest),
                 Some("window") => rules.window = Some(Duration::from_millis(10)),
                 Some("panic") => std::panic::panic_any(Deliberate),
                 _ => {}
@@ -543,4 +545,58 @@ fn what_is_on_its_way_when_a_shard_ends_is_counted() {
     story.shards[1].handle_closed(far);
     story.shards[0].abandon_staged();
     assert_eq!(story.counters().envelopes_refused, refused);
+}
+
+#[test]
+fn a_full_outbox_conflates_wherever_its_high_mark_is() {
+    for full in [OutboxFull::DropNewest, OutboxFull::DropOldest, OutboxFull::Close(CloseCode::NORMAL)] {
+        // Two frames.
+        let outbox = OutboxLimits { bytes_max: 20, bytes_high: 20, bytes_low: 20, full };
+        let mut story = Story::begin_with(1, outbox);
+        let (publisher, listener) = (story.connect(0), story.connect(0));
+        story.subscribe(listener, "latest/prices");
+        for (key, value) in [(1, b"old, one"), (2, b"the  two"), (1, b"new, one")] {
+            story.publish_value(publisher, "latest/prices", key, value);
+        }
+        assert_eq!(story.counters().conflated, 1, "{full:?}");
+        let (heard, _) = story.hear(listener);
+        assert_eq!(heard, [b"new, one", b"the  two"], "{full:?}");
+    }
+}
+
+#[test]
+fn a_connection_has_its_own_policy_where_a_topic_has_none() {
+    let mut story = Story::begin(1, 40, OutboxFull::Close(CloseCode::NORMAL));
+    let (publisher, plain) = (story.connect(0), story.connect(0));
+    let (newest, oldest) = (story.connect(0), story.connect(0));
+    story.reach_in(newest, |connection| connection.set_outbox_full(OutboxFull::DropNewest));
+    story.reach_in(oldest, |connection| connection.set_outbox_full(OutboxFull::DropOldest));
+    for topic in ["news", "oldest/news"] {
+        for listener in [plain, newest, oldest] {
+            story.subscribe(listener, topic);
+        }
+    }
+    let publish = |story: &mut Story, topic, numbers: std::ops::Range<u8>| {
+        for number in numbers {
+            story.publish(publisher, topic, &[number; 8]);
+            story.end_turns();
+        }
+    };
+    // Four frames of ten bytes fit.
+    publish(&mut story, "oldest/news", 0..6);
+    for listener in [plain, newest, oldest] {
+        assert_eq!(story.hear(listener).0, [2, 3, 4, 5].map(|number| [number; 8]), "the topic's policy");
+    }
+    publish(&mut story, "news", 0..6);
+    assert_eq!(story.hear(newest).0, [0, 1, 2, 3].map(|number| [number; 8]));
+    assert_eq!(story.hear(oldest).0, [2, 3, 4, 5].map(|number| [number; 8]));
+    let (heard, closed) = story.hear(plain);
+    assert_eq!((heard.len(), closed), (0, Some(1000)));
+    // What is sent to it alone meets the same policy.
+    let mut statuses = Vec::new();
+    story.reach_in(newest, |connection| {
+        statuses = (0..5).map(|number| connection.send(&[number; 8])).collect();
+        assert_eq!(connection.drops().newest, 3);
+    });
+    assert_eq!((statuses[4], statuses[3].is_sent()), (SendStatus::Dropped, true));
 }

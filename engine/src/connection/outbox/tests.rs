@@ -251,6 +251,25 @@ fn newer_values_take_the_places_of_older_ones_while_the_queue_moves() {
 }
 
 #[test]
+fn control_frames_do_not_keep_a_value_from_being_replaced() {
+    let mut fixture = Fixture::new(LIMITS);
+    let value = |byte: u8, bytes: usize| {
+        let mut frame = Vec::new();
+        append_frame(&mut frame, OpCode::Binary, &vec![byte; bytes]);
+        LocalFrame::new(SharedFrame::new(frame))
+    };
+    let key = ConflationKey { topic: 1, key: 1 };
+    let pushed = fixture.outbox.push_shared(&value(1, 996), Some(key), &LIMITS);
+    assert_eq!((pushed, fixture.outbox.bytes()), (Ok(SendStatus::Backpressure), 1000));
+    fixture.pong(b"ping");
+    assert!(!fixture.outbox.replace(&value(2, 997), key, &LIMITS), "larger: there is no room for it");
+    assert!(fixture.outbox.replace(&value(3, 996), key, &LIMITS));
+    assert_eq!(fixture.outbox.bytes(), 1006);
+    assert!(fixture.outbox.replace(&value(4, 500), key, &LIMITS));
+    assert_eq!(fixture.outbox.bytes(), 510);
+}
+
+#[test]
 fn partial_sends_at_every_split_lose_and_repeat_nothing() {
     let payloads = [&b"first"[..], b"", b"the second one", &[5; 200]];
     let total: usize = payloads.iter().map(|payload| frame_bytes(payload.len())).sum();
