@@ -76,8 +76,12 @@ impl<S> Connection<'_, S> {
     }
 
     fn post(&mut self, topic: &str, post: Post<'_>) -> PublishStatus {
-        let Context { topics, lent, counters, .. } = &mut *self.context;
+        let Context { topics, topic_limits, lent, counters, .. } = &mut *self.context;
         counters.publications.add(1);
+        if !topic_limits.allow_name(topic) {
+            // Nobody can subscribe to it, so it is not to be known either.
+            return PublishStatus::NoSubscribers;
+        }
         let index = topics.intern(topic);
         let published = match post.content {
             Content::Message(opcode, payload) if lent.can_publish(opcode, payload) => {

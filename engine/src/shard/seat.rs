@@ -54,6 +54,13 @@ pub struct TopicLimits {
     pub topics_max: usize,
 }
 
+impl TopicLimits {
+    /// Whether a topic may have this name.
+    pub(super) fn allow_name(&self, name: &str) -> bool {
+        (1..=self.name_bytes_max).contains(&name.len())
+    }
+}
+
 impl Default for TopicLimits {
     fn default() -> Self {
         Self { name_bytes_max: 256, topics_max: 1024 }

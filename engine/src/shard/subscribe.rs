@@ -68,7 +68,7 @@ impl<S> Connection<'_, S> {
     /// When the name, a limit or [`Handler::allows_subscription`] forbids it.
     pub fn subscribe(&mut self, topic: &str) -> Result<(), SubscribeError> {
         let limits = &self.context.topic_limits;
-        if topic.is_empty() || topic.len() > limits.name_bytes_max {
+        if !limits.allow_name(topic) {
             return Err(SubscribeError::Name { bytes: topic.len(), bytes_max: limits.name_bytes_max });
         }
         if !self.is_open() {

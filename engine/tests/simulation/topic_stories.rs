@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use ringwire::{
     CloseCode, Conflation, Connection, ConnectionId, Counters, CountersSnapshot, Handler, Message,
-    OutboxFull, SendStatus, SubscribeError, TopicRules, TopicSettings, Upgrade,
+    OutboxFull, PublishStatus, SendStatus, SubscribeError, TopicRules, TopicSettings, Upgrade,
     buffer::HEADROOM_BYTES,
     connection::{OutboxLimits, Output, Settings, Timestamp},
     protocol::{Decoder, Item, Limits, Role, UpgradeRequest, handshake::append_client_request},
@@ -599,4 +599,18 @@ fn a_connection_has_its_own_policy_where_a_topic_has_none() {
         assert_eq!(connection.drops().newest, 3);
     });
     assert_eq!((statuses[4], statuses[3].is_sent()), (SendStatus::Dropped, true));
+}
+
+#[test]
+fn a_name_that_no_topic_can_have_is_not_kept() {
+    let mut story = Story::begin(1, ROOMY, OutboxFull::DropNewest);
+    let client = story.connect(0);
+    let known = story.registry.len();
+    for name in [String::new(), "x".repeat(101), "x".repeat(1 << 20)] {
+        story.reach_in(client, |connection| {
+            assert_eq!(connection.publish(&name, "nobody"), PublishStatus::NoSubscribers);
+        });
+    }
+    assert_eq!(story.registry.len(), known);
+    assert_eq!(story.counters().publications, 3);
 }
