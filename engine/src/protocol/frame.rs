@@ -222,10 +222,11 @@ pub fn append_masked_frame(out: &mut Vec<u8>, opcode: OpCode, payload: &[u8], ma
     simd::unmask(&mut out[payload_start..], mask, 0);
 }
 
-/// The size of an unmasked frame with `payload_bytes` of payload, header included.
+/// The size of an unmasked frame with `payload_bytes` of payload, header included; also for a limit that is
+/// none.
 #[inline]
 pub const fn frame_bytes(payload_bytes: usize) -> usize {
-    unmasked_header_bytes(payload_bytes as u64) + payload_bytes
+    payload_bytes.saturating_add(unmasked_header_bytes(payload_bytes as u64))
 }
 
 /// Writes the header of a whole, unmasked frame so that it ends where the payload starts, and returns
@@ -354,6 +355,11 @@ mod tests {
     fn header_sizes_are_those_of_section_5_2() {
         let sizes = LENGTHS.map(unmasked_header_bytes);
         assert_eq!(sizes, [2, 2, 2, 4, 4, 4, 10, 10, 10]);
+    }
+
+    #[test]
+    fn the_frame_of_a_limit_that_is_none_is_no_smaller() {
+        assert_eq!(frame_bytes(usize::MAX), usize::MAX);
     }
 
     #[test]
