@@ -23,8 +23,8 @@ pub struct OutboxLimits {
     pub bytes_max: usize,
     /// Above this a send answers [`SendStatus::Backpressure`](super::SendStatus::Backpressure).
     pub bytes_high: usize,
-    /// Having been above `bytes_high`, or having refused a message, the handler's `on_drain` is called when no
-    /// more than this is left.
+    /// Having been above `bytes_high`, or having refused a message, the handler's `on_drain` is called
+    /// when no more than this is left.
     pub bytes_low: usize,
     /// What happens at `bytes_max`.
     pub full: OutboxFull,

@@ -221,9 +221,9 @@ impl EngineHandle {
         Ok(Answer(answer))
     }
 
-    /// Lends one connection, and the handler of its shard, to a closure on the shard's thread: to subscribe it
-    /// to a topic, say, or to look at its session. When the answer arrives, what it has asked for is in effect.
-    /// A panic ends the connection with 1011, as in a handler.
+    /// Lends one connection, and the handler of its shard, to a closure on the shard's thread: to
+    /// subscribe it to a topic, say, or to look at its session. When the answer arrives, what it has asked
+    /// for is in effect. A panic ends the connection with 1011, as in a handler.
     ///
     /// ```
     /// use ringwire::{Connection, ConnectionId, EngineHandle};

@@ -88,8 +88,8 @@ pub trait Handler: 'static {
     /// A message arrived, in full.
     fn on_message(&mut self, connection: &mut Connection<'_, Self::Session>, message: Message<'_>);
 
-    /// The outbox had been above its high mark, or had refused a message, and fell to its low mark: sending may
-    /// go on.
+    /// The outbox had been above its high mark, or had refused a message, and fell to its low mark:
+    /// sending may go on.
     fn on_drain(&mut self, connection: &mut Connection<'_, Self::Session>) {
         let _ = connection;
     }

@@ -1,8 +1,8 @@
 //! The server of these tests: its clients say by texts what it is to do for them.
 //!
 //! `sub T`, `unsub T`, `state` and `id` are answered with a text; `pub T payload`, `all T payload` and
-//! `key T key payload` publish and are not answered, nor is `prep T,T,... payload`, which encodes once for all
-//! of them.
+//! `key T key payload` publish and are not answered, nor is `prep T,T,... payload`, which encodes once for
+//! all of them.
 
 use std::sync::mpsc;
 
