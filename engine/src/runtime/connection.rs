@@ -22,7 +22,7 @@ use pin_project_lite::pin_project;
 
 use super::{
     Worker,
-    sending::{DIRECT_SEND_BYTES_MIN, TURN_SEND_BYTES_MAX, send_straight},
+    sending::{DIRECT_SEND_BYTES_MIN, SEND_BYTES_MIN, TURN_SEND_BYTES_MAX, send_straight},
 };
 use crate::{
     buffer::{BufferClass, HEADROOM_BYTES, Lease, SendBuffer},
@@ -90,9 +90,6 @@ pub(super) fn serve<H: Handler>(
                     sending.set(Sending::Waiting { operation: task.socket.writable(), buffer: Some(buffer) });
                     continue;
                 }
-                if send_bytes_left == 0 {
-                    return task.give_way(context.waker());
-                }
                 if receiving.is_idle() && task.wants_receive() {
                     if received >= TURN_RECEIVES_MAX {
                         return task.give_way(context.waker());
@@ -111,6 +108,9 @@ pub(super) fn serve<H: Handler>(
                         sends_now = !task.leaves_output();
                         let is_bulk = matches!(task.reception, Reception::Bulk { .. });
                         received += if is_bulk { BULK_RECEIVE_WEIGHT } else { 1 };
+                        if send_bytes_left == 0 {
+                            return task.give_way(context.waker());
+                        }
                     }
                     None if !task.worker.on_io_uring && receiving.is_certain() => {
                         // The flag is cleared: what sets it again is worth a receive without asking.
@@ -120,6 +120,8 @@ pub(super) fn serve<H: Handler>(
                     None if task.closing && receiving.is_idle() && sending.is_idle() => {
                         return Poll::Ready(());
                     }
+                    // A handler that has more to send whenever there is room is heard all the same.
+                    None if send_bytes_left == 0 => return task.give_way(context.waker()),
                     None => {
                         task.note_comes_back(!receiving.is_idle());
                         return Poll::Pending;
@@ -397,7 +399,7 @@ impl<H: Handler> Task<H> {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Some(buffer),
                     result => {
                         let sent = result.as_ref().copied().unwrap_or(0);
-                        *bytes_left = bytes_left.saturating_sub(sent);
+                        *bytes_left = bytes_left.saturating_sub(sent.max(SEND_BYTES_MIN));
                         self.handle_sent((result, buffer));
                     }
                 },

@@ -19,8 +19,8 @@ pub(super) const DIRECT_SEND_BYTES_MIN: usize = 8 * 1024;
 /// Bytes that a connection sends straight to its socket in one turn before the others get theirs: a handler
 /// that sends more whenever there is room would never come to an end.
 pub(super) const TURN_SEND_BYTES_MAX: usize = 1024 * 1024;
-/// Turns in a row that may wake connections at their end before those wait for the driver.
-const BUSY_TURNS_MAX: u8 = 8;
+/// What one send counts for at least: sends are to have an end, however little each of them takes along.
+pub(super) const SEND_BYTES_MIN: usize = 4 * 1024;
 
 /// What the end of a turn has to know of a connection's task.
 pub(super) struct ConnectionTask {
@@ -54,13 +54,12 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    pub(super) fn send_dirty(&self) {
+    /// Sends what became dirty. Answers whether a task was woken: it runs before the driver is asked.
+    pub(super) fn send_dirty(&self) -> bool {
         let mut round = Round {
             worker: self,
             shard: self.shard.borrow_mut(),
             connections: self.connections.borrow(),
-            // At the end there are no turns to wait for any more.
-            gives_way: self.busy_turns.get() >= BUSY_TURNS_MAX && !self.ended.get(),
             woke: false,
             called: false,
         };
@@ -72,13 +71,13 @@ impl<H: Handler> Worker<H> {
             }
         }
         round.finish(&mut sends);
-        let Round { gives_way, woke, called, .. } = round;
-        self.busy_turns.set(if woke && !gives_way { self.busy_turns.get().saturating_add(1) } else { 0 });
-        // A handler may have published: that leaves at the end of another turn, before which the driver is
-        // asked.
-        if called && let Some(waker) = &*self.turn_waker.borrow() {
-            self.turns.wait(waker);
+        let Round { woke, called, .. } = round;
+        if called {
+            // A handler may have published: that leaves at the end of another turn, before which the
+            // driver is asked.
+            self.turns.want_turn();
         }
+        woke
     }
 }
 
@@ -87,10 +86,7 @@ struct Round<'a, H: Handler> {
     worker: &'a Worker<H>,
     shard: RefMut<'a, Shard<H>>,
     connections: Ref<'a, Vec<Option<ConnectionTask>>>,
-    /// Turns follow each other so closely that the driver may not have been asked between them: who is woken
-    /// waits for it, or nobody would ever hear from it.
-    gives_way: bool,
-    /// A task was woken: it runs before the driver is asked, if it does not give way.
+    /// A task was woken that does not wait for the driver.
     woke: bool,
     /// The handler was called.
     called: bool,
@@ -127,7 +123,8 @@ impl<H: Handler> Round<'_, H> {
     fn wake_if_needed(&mut self, id: ConnectionId, had_its_share: bool) {
         let Some(Some(task)) = self.connections.get(id.index()) else { return };
         let is_needed = self.shard.wants_transport(id, task.comes_back);
-        if is_needed && (self.gives_way || had_its_share && !self.worker.ended.get()) {
+        // At the end there are no turns to wait for any more.
+        if is_needed && (self.worker.is_busy() || had_its_share && !self.worker.ended.get()) {
             self.worker.turns.wait(&task.waker);
         } else if is_needed {
             self.woke = true;

@@ -10,7 +10,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicU8, AtomicU32, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
     thread::{self, ThreadId},
@@ -28,6 +28,8 @@ pub(super) struct Futures {
     /// Those that decide about a connection. Every connection that ends is looked up here: there may be a
     /// future for each of the others.
     decisions: RefCell<HashMap<ConnectionId, usize>>,
+    /// How often one was woken on its own thread, or begun.
+    woken: Arc<AtomicU32>,
     ended: Cell<bool>,
 }
 
@@ -53,7 +55,13 @@ impl Futures {
         }
     }
 
+    /// How often one was woken on this thread, or begun; it wraps.
+    pub(super) fn woken(&self) -> u32 {
+        self.woken.load(Ordering::Relaxed)
+    }
+
     fn add(&self, owner: Option<ConnectionId>) -> usize {
+        self.woken.fetch_add(1, Ordering::Relaxed);
         let key = self.wakers.borrow_mut().insert(None);
         if let Some(id) = owner {
             self.decisions.borrow_mut().insert(id, key);
@@ -117,6 +125,7 @@ struct PoliteWaker {
     state: AtomicU8,
     thread: ThreadId,
     mailbox: Arc<Mailbox>,
+    woken: Arc<AtomicU32>,
     future: usize,
 }
 
@@ -153,6 +162,7 @@ impl Wake for PoliteWaker {
         if thread::current().id() != self.thread {
             self.mailbox.post(Command::Wake { future: self.future });
         } else if let Some(task) = &*self.task.lock().unwrap_or_else(PoisonError::into_inner) {
+            self.woken.fetch_add(1, Ordering::Relaxed);
             task.wake_by_ref();
         }
     }
@@ -199,7 +209,7 @@ impl<H: Handler, T> Future for Guarded<H, T> {
         let Some(future) = this.future.as_mut().filter(|_| !this.worker.futures.ended.get()) else {
             return Poll::Ready(Outcome::Ended);
         };
-        if this.worker.is_overdue() {
+        if this.worker.is_busy() || this.worker.is_overdue() {
             this.worker.futures.set_waker(this.key, context.waker());
             this.worker.turns.wait(context.waker());
             return Poll::Pending;
@@ -211,6 +221,7 @@ impl<H: Handler, T> Future for Guarded<H, T> {
                 state: AtomicU8::new(RESTING),
                 thread: thread::current().id(),
                 mailbox: Arc::clone(this.worker.mailbox()),
+                woken: Arc::clone(&this.worker.futures.woken),
                 future: this.key,
             })
         };

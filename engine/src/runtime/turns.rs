@@ -2,7 +2,10 @@
 //!
 //! On epoll a wait for readiness is over at once while a peer sends faster than it is served, and a task that
 //! wakes itself keeps the runtime from looking at its driver. An event descriptor is a wait that only the
-//! driver ends.
+//! driver ends. On io_uring even that says little: a wait for what is signalled already is over when it is
+//! submitted, which happens while other tasks are ready as well, and nothing else completes then. So the end
+//! of a turn signals, where it has woken nobody, and the runtime has to ask its driver; and it is the end of
+//! a turn that wakes those who gave way, all of them for the next one.
 
 use std::{
     cell::{Cell, RefCell},
@@ -23,25 +26,56 @@ use crate::{
 pub(super) struct Turns {
     event: Event,
     waiting: RefCell<Vec<Waker>>,
+    /// Another turn is wanted, whoever waits.
+    wanted: Cell<bool>,
+    signalled: Cell<bool>,
+    /// The driver has been asked: those who wait may go on.
+    asked: Cell<bool>,
     ended: Cell<bool>,
 }
 
 impl Turns {
     pub(super) fn new(event: Event) -> Self {
-        Self { event, waiting: RefCell::default(), ended: Cell::new(false) }
+        Self {
+            event,
+            waiting: RefCell::default(),
+            wanted: Cell::new(false),
+            signalled: Cell::new(false),
+            asked: Cell::new(false),
+            ended: Cell::new(false),
+        }
     }
 
     pub(super) fn as_socket(&self) -> io::Result<Socket> {
         self.event.as_socket()
     }
 
-    /// Wakes the task behind `waker` when the driver has been asked what else there is.
+    /// Wakes the task behind `waker` when the driver has been asked what else there is. The turn is to
+    /// have an end.
     pub(super) fn wait(&self, waker: &Waker) {
-        let mut waiting = self.waiting.borrow_mut();
-        if waiting.is_empty() {
+        self.waiting.borrow_mut().push(waker.clone());
+    }
+
+    /// Another turn is to follow when the driver has been asked what else there is.
+    pub(super) fn want_turn(&self) {
+        self.wanted.set(true);
+    }
+
+    /// A turn ends; `woke` tells that it has woken somebody who runs before the driver is asked.
+    pub(super) fn end_turn(&self, mut woke: bool) {
+        if self.asked.take() || self.ended.get() {
+            let mut waiting = self.waiting.take();
+            woke |= !waiting.is_empty();
+            waiting.drain(..).for_each(Waker::wake);
+            // For its memory.
+            *self.waiting.borrow_mut() = waiting;
+        }
+        // Whoever was woken has a turn, and that has an end; the next tick has one where they are all gone.
+        let is_awaited = self.wanted.get() || !self.waiting.borrow().is_empty();
+        if !woke && is_awaited && !self.signalled.replace(true) {
+            self.wanted.set(false);
             self.event.signal();
         }
-        waiting.push(waker.clone());
     }
 
     /// Gives way once.
@@ -64,16 +98,16 @@ impl Turns {
     }
 }
 
-/// Wakes those who gave way, turn for turn.
+/// Notes when the driver has been asked, for the end of the turn.
 pub(super) async fn serve<H: Handler>(worker: Rc<Worker<H>>, watched: Socket) {
     let turns = &worker.turns;
-    let mut woken = Vec::new();
     while !turns.ended.get() {
         if let Err(error) = watched.readable().await {
             return tracing::error!(%error, "turns cannot be waited for");
         }
         turns.event.clear();
-        std::mem::swap(&mut *turns.waiting.borrow_mut(), &mut woken);
-        woken.drain(..).for_each(Waker::wake);
+        turns.signalled.set(false);
+        turns.asked.set(true);
+        worker.begin_turn();
     }
 }

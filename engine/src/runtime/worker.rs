@@ -40,6 +40,8 @@ const SCRATCH_BYTES: usize = 512 * 1024;
 const QUIET_TICKS: u64 = 10;
 /// A connection whose receive has been pending for this long holds no buffer any more.
 const QUIET_MILLIS: u64 = 1000;
+/// Turns in a row that may bring about the next before that waits for the driver.
+const BUSY_TURNS_MAX: u8 = 8;
 /// A tick that is this late was kept from firing.
 const OVERDUE: Duration = Duration::from_millis(3 * TICK_MILLIS);
 /// How long what did not fit into the mesh waits for its next try.
@@ -101,9 +103,9 @@ pub(crate) struct Worker<H: Handler> {
     /// A task has run since the last end of a turn.
     turn_open: Cell<bool>,
     /// Wakes the main future, which ends the turn.
-    pub(super) turn_waker: RefCell<Option<Waker>>,
-    /// Turns in a row whose end woke connections: the driver may not have been asked meanwhile.
-    pub(super) busy_turns: Cell<u8>,
+    turn_waker: RefCell<Option<Waker>>,
+    /// Turns in a row whose end brought about the next: the driver may not have been asked between them.
+    busy_turns: Cell<u8>,
     last_tick: Cell<Timestamp>,
     /// A retry of what did not fit into the mesh is under way.
     retrying: Cell<bool>,
@@ -156,6 +158,7 @@ impl<H: Handler> Worker<H> {
             polled
         })
         .await;
+        self.shard.borrow_mut().abandon_staged();
     }
 
     /// Called by every task when it runs: the worker is awake, and the turn will have an end.
@@ -172,6 +175,7 @@ impl<H: Handler> Worker<H> {
     /// sends for all connections, and makes sure to be woken by what comes next.
     fn end_turn(self: &Rc<Self>) {
         self.turn_open.set(false);
+        let woken_before = self.futures.woken();
         let bell = self.mailbox().bell();
         let mut shard = self.shard.borrow_mut();
         if shard.has_mesh_input() {
@@ -190,14 +194,24 @@ impl<H: Handler> Worker<H> {
         if waiting && !self.ended.get() && !self.retrying.replace(true) {
             self.spawn_task(Rc::clone(self).retry());
         }
-        self.send_dirty();
+        let woke = self.send_dirty();
         self.carry_out();
+        let woke = woke || self.futures.woken() != woken_before;
+        self.busy_turns.set(if woke { self.busy_turns.get().saturating_add(1) } else { 0 });
+        self.turns.end_turn(woke);
         bell.arm();
         if self.shard.borrow().has_mesh_input() {
             // More than a turn's worth, or it came just now: once around the loop, so that I/O has its turn.
             bell.disarm();
             bell.signal().signal();
         }
+    }
+
+    /// The last turns followed each other so closely that the driver may not have been asked between them:
+    /// whoever wants another one waits for it. On io_uring nothing completes as long as a turn wakes somebody
+    /// at its end.
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy_turns.get() >= BUSY_TURNS_MAX && !self.ended.get()
     }
 
     /// Timers have not fired for so long that the driver cannot have been asked: tasks keep each other busy.
@@ -378,7 +392,6 @@ impl<H: Handler> Worker<H> {
             monoio::time::sleep(SETTLE).await;
             let _ = self.obey(self.mailbox());
         }
-        self.shard.borrow_mut().abandon_staged();
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     io::Read,
     rc::Rc,
     sync::{
-        Arc, Mutex,
+        Arc, Barrier, Mutex,
         atomic::{AtomicU32, Ordering},
         mpsc,
     },
@@ -43,6 +43,7 @@ on_both_drivers!(
     an_outbox_that_drains_slowly_stays_in_order,
     a_stream_that_never_ends_does_not_starve_the_others,
     a_stream_through_a_topic_does_not_starve_the_others,
+    a_peer_that_is_streamed_to_is_heard,
 );
 
 /// What one connection of these tests is given, so that the kernel's buffers are full after a few sends of
@@ -529,6 +530,46 @@ fn check_stream(driver: Driver, fill_up: fn(&mut Connection<'_, ()>)) {
     reading.join().expect("the reader");
     let most = most_in_a_row.load(Ordering::Relaxed);
     assert!((1..=16).contains(&most), "{most} times a quarter of a MiB before the others had their turn");
+}
+
+/// They read all that comes, at once, so that there is always room for more.
+fn a_peer_that_is_streamed_to_is_heard(driver: Driver) {
+    const PEERS: usize = 8;
+    let (tell, told) = mpsc::channel();
+    let server = Server::start(config(driver), move |_| {
+        let tell = tell.clone();
+        let fill_up = |connection: &mut Connection<'_, ()>| {
+            while connection.send(&[7; 64 * 1024]) == SendStatus::Sent {}
+        };
+        Script::echo()
+            .on_message(move |connection, message| match message.bytes() {
+                b"stream" => fill_up(connection),
+                _ => tell.send(connection.id()).expect("the test listens"),
+            })
+            .on_drain(fill_up)
+    });
+    let mut peers: Vec<Client> = (0..PEERS).map(|_| server.connect()).collect();
+    let begun = Arc::new(Barrier::new(PEERS + 1));
+    let readers: Vec<_> = peers
+        .iter_mut()
+        .map(|peer| {
+            peer.send_text("stream");
+            let (mut stream, begun) = (peer.stream.try_clone().expect("clone"), Arc::clone(&begun));
+            thread::spawn(move || {
+                let mut input = vec![0; 1 << 20];
+                let _first = stream.read(&mut input);
+                begun.wait();
+                while stream.read(&mut input).is_ok_and(|received| received > 0) {}
+            })
+        })
+        .collect();
+    begun.wait();
+    for peer in &mut peers {
+        peer.send_text("am I heard?");
+        collect(&told, 1);
+    }
+    server.stop(Duration::from_millis(200));
+    readers.into_iter().for_each(|reader| reader.join().expect("the reader"));
 }
 
 fn a_relayed_message_that_cannot_leave_is_counted(driver: Driver) {

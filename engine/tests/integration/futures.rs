@@ -31,6 +31,7 @@ on_both_drivers!(
     a_stale_id_reaches_no_stranger,
     an_id_of_another_shard_is_gone,
     a_future_that_never_rests_does_not_starve_the_others,
+    a_future_that_awaits_its_own_shard_does_not_starve_the_others,
     a_future_is_woken_by_another_thread,
     a_future_awaits_the_answer_of_another_shard,
 );
@@ -338,6 +339,33 @@ fn a_future_that_never_rests_does_not_starve_the_others(driver: Driver) {
         client.echo("am I heard?");
     }
     server.stop(Duration::from_secs(5));
+}
+
+/// Each answer wakes the future at the end of the turn in which it has asked, so that one turn brings about
+/// the next.
+fn a_future_that_awaits_its_own_shard_does_not_starve_the_others(driver: Driver) {
+    const ANSWERS: usize = 200_000;
+    let (tell, told) = mpsc::channel();
+    let server = Server::start(config(driver), move |shard| {
+        let tell = tell.clone();
+        Script::echo().on_open(move |connection| {
+            let (engine, own, tell) = (shard.handle.clone(), connection.id(), tell.clone());
+            connection.spawn(async move {
+                for _ in 0..ANSWERS {
+                    let ran = engine.run_on(own.shard(), |_: &mut Script| 7).expect("there is room").await;
+                    assert_eq!(ran, Ok(7));
+                }
+                let _ = tell.send(());
+            });
+        })
+    });
+    let mut client = server.connect();
+    let mut heard = 0;
+    while told.try_recv().is_err() {
+        client.echo("am I heard?");
+        heard += 1;
+    }
+    assert!(heard >= 200, "heard {heard} times during {ANSWERS} answers");
 }
 
 fn a_future_is_woken_by_another_thread(driver: Driver) {
