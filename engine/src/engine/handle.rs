@@ -1,4 +1,4 @@
-//! The handle: what any thread may ask of a running engine, without ever blocking.
+//! The handle: what any thread may ask of a running engine, without waiting for a shard.
 
 use std::{
     any::Any,
@@ -57,16 +57,17 @@ impl Drop for EndGuard {
 #[non_exhaustive]
 pub enum HandleError {
     /// The shard's inbox is full: it does not keep up. Try later, or publish less.
-    #[error("the inbox of shard {shard} is full: it does not keep up")]
+    #[error("the inbox of shard {shard} is full: it does not keep up; try later, or publish less")]
     InboxFull {
         /// The shard.
         shard: usize,
     },
-    /// The engine stopped meanwhile, or the shard's handler is of another type than the one named.
-    #[error("no answer: the engine has stopped, or the handler is of another type")]
+    /// The engine stopped meanwhile, the closure panicked, or the shard's handler is of another type than the
+    /// one named.
+    #[error("no answer: the engine has stopped, the closure panicked, or the handler is of another type")]
     NoAnswer,
     /// The engine has no shard of this number; an id that names it is another engine's.
-    #[error("there is no shard {shard}: there are {shards}, numbered from 0")]
+    #[error("there is no shard {shard}: there are {shards}, numbered from 0; an id may be another engine's")]
     NoSuchShard {
         /// The number.
         shard: usize,
@@ -104,6 +105,7 @@ impl<T> Future for Answer<T> {
 /// A topic looked up once, for publishing to it often from outside the shards.
 ///
 /// As long as it lives, the topic stays known.
+#[derive(Clone)]
 pub struct Topic {
     handle: EngineHandle,
     interest: Arc<TopicInterest>,
@@ -119,8 +121,9 @@ impl EngineHandle {
         }
     }
 
-    /// Publishes a message to all subscribers of a topic. Waits for nobody: the topic is looked up under a
-    /// lock that is held for that long only, and a [`Topic`] does without.
+    /// Publishes a message to all subscribers of a topic. Waits for no shard and no subscriber. The topic is
+    /// looked up under a lock, which others hold for a look-up as well, or while they look for topics that
+    /// nobody uses any more; a [`Topic`] does without.
     ///
     /// Publications of one thread to one topic arrive in their order; between threads there is none.
     ///
@@ -146,13 +149,29 @@ impl EngineHandle {
         }
     }
 
+    /// Publishes the newest value of `key`; see [`Conflation::Latest`](crate::Conflation::Latest).
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish).
+    pub fn publish_keyed<'m>(
+        &self,
+        topic: &str,
+        key: u64,
+        message: impl Into<Message<'m>>,
+    ) -> Result<(), HandleError> {
+        match self.registry.find(topic) {
+            Some(interest) => self.publish_to(&interest, key, || PreparedMessage::new(message)),
+            None => Ok(()),
+        }
+    }
+
     /// Looks a topic up, to publish to it often.
     #[must_use]
     pub fn topic(&self, name: &str) -> Topic {
         Topic { handle: self.clone(), interest: self.registry.intern(name) }
     }
 
-    /// How many subscribers a topic has on all shards.
+    /// How many subscribers a topic has on all shards. A connection that closes is one until it has ended.
     #[must_use]
     pub fn subscribers(&self, topic: &str) -> usize {
         self.registry.find(topic).map_or(0, |interest| interest.subscribers())

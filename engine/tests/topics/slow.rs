@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ringwire::{Config, Driver, OutboxFull, Topic, protocol::frame::frame_bytes};
+use ringwire::{Config, Driver, OutboxFull, protocol::frame::frame_bytes};
 
 use crate::{
     client::{Client, Received},
@@ -190,20 +190,28 @@ fn the_latest_of_each_key_arrives(driver: Driver) {
 }
 
 fn the_latest_of_each_key_arrives_from_a_foreign_thread(driver: Driver) {
-    latest_arrives(driver, 4, |topic, _, key, text| {
-        topic.publish_keyed(key as u64, text).expect("room");
+    // Both ways by turns: they are one publisher.
+    latest_arrives(driver, 4, |topics, _, key, text| {
+        let (handle, number) = (&topics.server.handle, key as u64);
+        let published = if key % 2 == 0 {
+            handle.topic("latest/prices").clone().publish_keyed(number, text)
+        } else {
+            handle.publish_keyed("latest/prices", number, text)
+        };
+        published.expect("room");
     });
 }
 
 fn the_latest_of_a_topic_without_keys_arrives(driver: Driver) {
-    latest_arrives(driver, 1, |topic, _, _, text| topic.publish(text).expect("room"));
+    latest_arrives(driver, 1, |topics, _, _, text| {
+        topics.server.handle.publish("latest/prices", text).expect("room");
+    });
 }
 
-fn latest_arrives(driver: Driver, keys: usize, publish: impl Fn(&Topic, &mut Client, usize, &str)) {
+fn latest_arrives(driver: Driver, keys: usize, publish: impl Fn(&Topics, &mut Client, usize, &str)) {
     let mut config = tight(driver);
     config.outbox_full = OutboxFull::DropNewest;
     let topics = Topics::start(config);
-    let topic = topics.server.handle.topic("latest/prices");
     let mut publisher = topics.connect_on(0);
     let mut slow = topics.connect_narrow_on(1);
     let mut reader = topics.connect_on(1);
@@ -213,7 +221,7 @@ fn latest_arrives(driver: Driver, keys: usize, publish: impl Fn(&Topic, &mut Cli
     while topics.server.counters().conflated < 100 {
         assert!(count < COUNT_MAX, "nothing was conflated");
         for _ in 0..keys {
-            publish(&topic, &mut publisher, count % keys, &payload(count));
+            publish(&topics, &mut publisher, count % keys, &payload(count));
             assert_eq!(number(&reader.receive_text()), count);
             count += 1;
         }
@@ -234,6 +242,6 @@ fn latest_arrives(driver: Driver, keys: usize, publish: impl Fn(&Topic, &mut Cli
         last[key] = Some(number);
     }
     assert!(last.iter().copied().flatten().eq((0..keys).map(|key| count - keys + key)), "{last:?}");
-    topic.publish("end").expect("room");
+    topics.server.handle.publish("latest/prices", "end").expect("room");
     assert_eq!(slow.receive_text(), "end");
 }
