@@ -9,7 +9,7 @@ use crate::{
     shard::{TopicLimits, TopicRules},
 };
 
-/// Everything about an engine that can be chosen. Every limit is on by default.
+/// Everything about an engine that can be chosen. Every limit of size is on by default.
 ///
 /// ```
 /// use ringwire::Config;
@@ -90,8 +90,10 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// A limit that must not be zero is.
-    #[error("{field} is 0: nothing would get through")]
+    /// A limit that must not be zero is; of times, milliseconds count.
+    #[error(
+        "{field} is 0, or less than a millisecond: nothing would get through; None is off where there is one"
+    )]
     Zero {
         /// The field's name.
         field: &'static str,
@@ -113,7 +115,7 @@ pub enum ConfigError {
         code: u16,
     },
     /// A list of cores is empty or names one twice.
-    #[error("cores: the list is empty or names core {core:?} twice")]
+    #[error("cores: {}", .core.map_or("the list is empty".into(), |core| format!("{core} is named twice")))]
     Cores {
         /// The core that is named twice.
         core: Option<usize>,

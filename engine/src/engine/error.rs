@@ -47,10 +47,14 @@ pub enum Error {
         available: Vec<usize>,
     },
     /// A thread or its runtime could not be made.
-    #[error("cannot start a shard: {0}")]
+    #[error("cannot start a shard: {0}; where descriptors or locked memory ran out, see ulimit -n and -l")]
     Start(#[source] io::Error),
-    /// A shard's thread panicked outside of any handler: a bug in this crate.
-    #[error("the thread of shard {shard} panicked")]
+    /// The signals could not be watched.
+    #[error("cannot watch SIGTERM and SIGINT: {0}")]
+    Signals(#[source] io::Error),
+    /// A shard's thread panicked: in the function that makes its handler, or outside of any handler, which is
+    /// a bug in this crate.
+    #[error("the thread of shard {shard} panicked: where it made its handler, or in the engine")]
     ShardPanicked {
         /// Which shard.
         shard: usize,

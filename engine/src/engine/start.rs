@@ -205,7 +205,7 @@ impl Engine {
     /// # Errors
     /// When the signals cannot be watched, or a shard's thread panicked.
     pub fn run_until_signal(self, deadline: Duration) -> Result<(), Error> {
-        let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(Error::Start)?;
+        let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(Error::Signals)?;
         if let Some(signal) = signals.forever().next() {
             tracing::info!(signal, "stopping");
             let handle = signals.handle();

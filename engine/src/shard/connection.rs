@@ -99,7 +99,8 @@ impl<S> Connection<'_, S> {
     /// Queues a message for the peer. It goes to the socket when the turn ends, or before, together with what
     /// else waits; where the socket has no room, when there is some.
     ///
-    /// Sending back the very payload that the handler was lent costs no copy.
+    /// Sending back the very payload that the handler was lent costs no copy from 4 KiB on, where nothing
+    /// else waits to be sent: it is the first such message of a receive then.
     #[inline]
     pub fn send<'m>(&mut self, message: impl Into<Message<'m>>) -> SendStatus {
         let message = message.into();

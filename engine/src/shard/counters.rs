@@ -112,15 +112,15 @@ counters! {
     conflated,
     /// Envelopes sent to other shards.
     envelopes_sent,
-    /// Publications dropped because another shard did not take its envelopes.
+    /// Publications dropped because another shard did not take their envelopes, which may hold several.
     envelopes_refused,
     /// Publications and requests of other threads that found this shard's inbox full.
     inbox_refused,
-    /// Envelopes received from other shards and threads.
+    /// Envelopes with publications received from other shards and threads.
     envelopes_received,
     /// Other shards woken because something was sent to them.
     wakes,
-    /// Sends to other shards that were awake and needed no wake.
+    /// Other shards that were sent something in a turn, were awake and needed no wake.
     wakes_elided,
     /// Times this shard found its bell rung, by other shards and threads, or by itself where there was more
     /// than a turn's worth. What rang together counts once.

@@ -70,9 +70,9 @@ impl<'a> From<&'a Vec<u8>> for Message<'a> {
 /// What a program does with its connections. Every shard has a handler value of its own, made on the shard's
 /// thread: it needs neither locks nor `Send`.
 ///
-/// The handler is called with what was received lent to it, and its answers take effect when it returns: it
-/// is never called from within its own calls. A panic in any of these closes the one connection with 1011 and
-/// is counted; everything else goes on.
+/// The handler is called with what was received lent to it, and what it does brings about other calls when
+/// it has returned: it is never called from within its own calls. A panic in any of these closes the one
+/// connection with 1011, before the upgrade with status 500, and is counted; everything else goes on.
 pub trait Handler: 'static {
     /// What the program keeps for each connection, stored beside it.
     type Session: 'static;

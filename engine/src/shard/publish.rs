@@ -34,8 +34,8 @@ impl<S> Connection<'_, S> {
     /// Publishes a message to all subscribers of a topic on all shards, except this connection.
     ///
     /// The message is encoded once. It leaves at the end of the turn, or of the topic's window. Publishing
-    /// the very payload that the handler was lent costs no copy where it came in pieces, as messages
-    /// above 64 KiB mostly do.
+    /// the very payload that the handler was lent costs no copy from 64 KiB on, where it came in pieces
+    /// and was put together, as such messages mostly are; what lies in a receive buffer is copied once.
     pub fn publish<'m>(&mut self, topic: &str, message: impl Into<Message<'m>>) -> PublishStatus {
         self.post_message(topic, 0, message.into(), Some(self.id))
     }
@@ -46,8 +46,8 @@ impl<S> Connection<'_, S> {
         self.post_message(topic, 0, message.into(), None)
     }
 
-    /// Publishes the newest value of `key` within a topic that conflates: for subscribers who have fallen
-    /// behind it replaces the older value of the same key.
+    /// Publishes the newest value of `key` within a topic that conflates, except to this connection: for
+    /// subscribers who have fallen behind it replaces the older value of the same key.
     pub fn publish_keyed<'m>(
         &mut self,
         topic: &str,

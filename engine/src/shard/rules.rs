@@ -19,8 +19,9 @@ pub enum Conflation {
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct TopicSettings {
-    /// What happens when a subscriber's outbox is full; `None`: what the configuration says for all. A close
-    /// code that may not be sent becomes 1000.
+    /// What happens when a subscriber's outbox is full; `None`: what the connection says, or the
+    /// configuration for all. Which of the queued messages are dropped for a new one, the oldest, does not
+    /// depend on their topics. A close code that may not be sent becomes 1000.
     pub full: Option<OutboxFull>,
     /// Whether newer publications replace older ones. Default: off.
     pub conflation: Conflation,

@@ -17,7 +17,7 @@ pub enum SubscribeError {
     #[error("the handler does not allow this subscription")]
     NotAllowed,
     /// The name is empty or longer than `topic_name_bytes_max`.
-    #[error("the topic's name has {bytes} bytes: 1 to {bytes_max} are allowed")]
+    #[error("the topic's name has {bytes} bytes: topic_name_bytes_max allows 1 to {bytes_max}")]
     Name {
         /// Its length.
         bytes: usize,
@@ -25,7 +25,7 @@ pub enum SubscribeError {
         bytes_max: usize,
     },
     /// The connection has `topics_per_connection_max` subscriptions already.
-    #[error("the connection has {topics_max} subscriptions already")]
+    #[error("the connection has {topics_max} subscriptions already: topics_per_connection_max")]
     TooMany {
         /// How many are allowed.
         topics_max: usize,

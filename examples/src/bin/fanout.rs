@@ -1,4 +1,4 @@
-//! Every connection subscribes to one topic; every message received is published to all of them, on every
+//! Every connection subscribes to one topic; every message received is published to all others, on every
 //! core.
 //!
 //! With `--echo` the publisher gets its messages as well. With `--window-ms` publications are gathered for so
@@ -16,7 +16,7 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 
 const TOPIC: &str = "all";
 
-/// Publishes every WebSocket message to all connections.
+/// Publishes every WebSocket message to all other connections.
 #[derive(Parser)]
 struct Arguments {
     #[command(flatten)]

@@ -1,9 +1,10 @@
 //! A producer outside the engine publishes prices thousands of times a second; slow readers get the latest of
 //! each.
 //!
-//! Connect a client that reads slowly, or suspend it: when it reads again, it continues with the newest value
-//! of every symbol, behind what was queued up to its high mark, while all others got every update. Once a
-//! second the counters are printed.
+//! Connect a client that reads slowly, or suspend it for some seconds (pings that are not answered would end
+//! it): when it reads again, it continues with the newest value of every symbol, behind what was queued up to
+//! its high mark and what the kernel had taken, while all others got every update. Once a second the counters
+//! are printed; `conflated` begins to count when the kernel's buffers and the high mark are full.
 
 use std::{
     error::Error,
