@@ -116,13 +116,12 @@ class Session:
         self.compared = [short_hash(commit) or sys.exit(f"no such commit: {commit}") for commit in options.compare]
         self.reference = options.reference or REFERENCE
         self.scenarios = self.choose_scenarios()
+        self.notes = []
         self.engines = self.choose_engines()
         self.records = []
-        self.notes = []
         self.rates = {}
         self.ticks = machine.cpu_ticks()
         self.folder = self.output_folder()
-        (self.folder / "raw").mkdir(parents=True, exist_ok=True)
         self.log = self.target / "bench-server.log"
 
     # ---- what ----
@@ -150,7 +149,10 @@ class Session:
         if unknown := {*(wanted or ()), self.reference} - set(names):
             sys.exit(f"no such engine: {', '.join(unknown)}; there are {', '.join(names)}")
         # One that is wanted is wanted as of every commit.
-        return [engine for engine in engines if not wanted or {engine.name, engine.name.partition("@")[0]} & set(wanted)]
+        chosen = [engine for engine in engines if not wanted or {engine.name, engine.name.partition("@")[0]} & set(wanted)]
+        if all(engine.name != self.reference for engine in chosen):
+            self.notes.append(f"No ratios to {self.reference}: it was not asked for.")
+        return chosen
 
     def output_folder(self):
         if self.options.smoke:
@@ -164,11 +166,11 @@ class Session:
 
     def is_of_the_field(self, engine):
         """Whether a brief run measures this engine only where it measures the whole field."""
-        return self.is_brief and engine.folder is not None and engine.name != REFERENCE
+        return self.is_brief and engine.folder is not None and engine.name not in (REFERENCE, self.reference)
 
     def is_invited(self, scenario, engine):
         """Whether the engine is measured without being asked for."""
-        if "engines" in scenario and engine.name not in scenario["engines"]:
+        if "engines" in scenario and engine.name.partition("@")[0] not in scenario["engines"]:
             return False
         return scenario.get("field", False) or not self.is_of_the_field(engine)
 
@@ -212,6 +214,7 @@ class Session:
                 sys.exit(f"{commit} could not be built: {error}; see its build.log under the target folder")
         with ThreadPoolExecutor(max(len(self.all_cpus), 2)) as pool:
             list(pool.map(lambda engine: engine_files.install(engine, say), self.engines))
+        (self.folder / "raw").mkdir(parents=True, exist_ok=True)
         # A quick run's budget is for all but this, which happens once.
         self.started = time.monotonic()
 
