@@ -204,6 +204,17 @@ impl<T: Weight> MeshEnd<T> {
         self.inbox.pop()
     }
 
+    /// A value from the inbox is kept for its turn: it counts there until it is
+    /// [released](Self::release).
+    pub fn hold(&self, value: &T) {
+        self.inbox.hold(value);
+    }
+
+    /// The turn of a [held](Self::hold) value has come.
+    pub fn release(&self, value: &T) {
+        self.inbox.release(value);
+    }
+
     /// Nothing has arrived.
     #[must_use]
     pub fn is_empty(&self) -> bool {

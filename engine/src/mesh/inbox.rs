@@ -38,6 +38,11 @@ impl Load {
         added.map(drop).map_err(|_| Full)
     }
 
+    /// Adds what is there already, whatever the limit.
+    fn add_back(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// Removes what has arrived or was not sent after all.
     pub(super) fn remove(&self, bytes: usize) {
         self.0.fetch_sub(bytes, Ordering::Relaxed);
@@ -48,12 +53,14 @@ impl Load {
 #[derive(Debug)]
 pub struct Inbox<T> {
     queue: ArrayQueue<T>,
+    /// How many values were taken out before their turn.
+    held: AtomicUsize,
     load: Load,
 }
 
 impl<T: Weight> Inbox<T> {
     pub(super) fn new() -> Self {
-        Self { queue: ArrayQueue::new(INBOX_CAPACITY), load: Load::default() }
+        Self { queue: ArrayQueue::new(INBOX_CAPACITY), held: AtomicUsize::new(0), load: Load::default() }
     }
 
     /// Puts a value in, from any thread.
@@ -61,6 +68,9 @@ impl<T: Weight> Inbox<T> {
     /// # Errors
     /// When there is no room for one more, or not for so many bytes; the value is dropped.
     pub fn push(&self, value: T) -> Result<(), Full> {
+        if self.held.load(Ordering::Relaxed) >= INBOX_CAPACITY {
+            return Err(Full);
+        }
         let bytes = value.bytes();
         self.load.add(bytes)?;
         self.queue.push(value).map_err(|_| {
@@ -74,6 +84,18 @@ impl<T: Weight> Inbox<T> {
         let value = self.queue.pop()?;
         self.load.remove(value.bytes());
         Some(value)
+    }
+
+    /// A value that was taken out before its turn counts as if it waited here still.
+    pub(super) fn hold(&self, value: &T) {
+        self.held.fetch_add(1, Ordering::Relaxed);
+        self.load.add_back(value.bytes());
+    }
+
+    /// The turn of a [held](Self::hold) value has come.
+    pub(super) fn release(&self, value: &T) {
+        self.held.fetch_sub(1, Ordering::Relaxed);
+        self.load.remove(value.bytes());
     }
 
     /// How many values wait.
@@ -120,6 +142,23 @@ mod tests {
         assert_eq!(inbox.push(Heavy(1)), Err(Full));
         while inbox.pop().is_some() {}
         assert_eq!(inbox.push(Heavy(WAY_BYTES_MAX)), Ok(()), "what was refused is not counted");
+    }
+
+    #[test]
+    fn what_was_taken_out_before_its_turn_counts_still() {
+        let inbox = Inbox::new();
+        assert_eq!(inbox.push(Heavy(WAY_BYTES_MAX)), Ok(()));
+        let heavy = inbox.pop().expect("it is there");
+        inbox.hold(&heavy);
+        assert_eq!(inbox.push(Heavy(1)), Err(Full), "no more bytes");
+        inbox.release(&heavy);
+        for _ in 0..INBOX_CAPACITY {
+            assert_eq!(inbox.push(Heavy(1)), Ok(()));
+            inbox.hold(&inbox.pop().expect("it is there"));
+        }
+        assert_eq!(inbox.push(Heavy(1)), Err(Full), "no more values");
+        inbox.release(&Heavy(1));
+        assert_eq!(inbox.push(Heavy(1)), Ok(()));
     }
 
     #[test]

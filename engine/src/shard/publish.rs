@@ -150,14 +150,9 @@ impl<H: Handler> Shard<H> {
     /// Handles what has come through the mesh, up to a turn's worth.
     pub fn handle_mesh(&mut self, now: Timestamp) {
         self.context.now = now;
-        let mut budget = ENVELOPES_PER_TURN_MAX;
-        loop {
-            // What was taken out before has no place in the inbox any more: it does not pile up.
-            let mut next = self.pending.pop_front();
-            if next.is_none() && budget > 0 {
-                budget -= 1;
-                next = self.mesh.receive_from_inbox();
-            }
+        // What has been taken out before is older; handling it may take out more.
+        for _ in 0..ENVELOPES_PER_TURN_MAX.max(self.pending.len()) {
+            let next = self.take_pending().or_else(|| self.mesh.receive_from_inbox());
             let Some(envelope) = next else { break };
             self.handle_envelope(envelope, None);
         }
@@ -213,7 +208,8 @@ impl<H: Handler> Shard<H> {
     /// come too late for connections that are closed now.
     pub(super) fn deliver_all(&mut self) {
         self.receive_publications();
-        while let Some(envelope) = self.pending.pop_front() {
+        for _ in 0..self.pending.len() {
+            let Some(envelope) = self.take_pending() else { break };
             self.handle_envelope(envelope, None);
         }
         self.context.topics.seal_all();
@@ -238,8 +234,17 @@ impl<H: Handler> Shard<H> {
     fn sort_envelope(&mut self, envelope: Envelope, from: Option<usize>) {
         match envelope {
             Envelope::Publish(publication) => self.receive_publication(publication, from),
-            other => self.pending.push_back(other),
+            other => {
+                self.mesh.hold(&other);
+                self.pending.push_back(other);
+            }
         }
+    }
+
+    fn take_pending(&mut self) -> Option<Envelope> {
+        let envelope = self.pending.pop_front()?;
+        self.mesh.release(&envelope);
+        Some(envelope)
     }
 
     fn handle_envelope(&mut self, envelope: Envelope, from: Option<usize>) {
