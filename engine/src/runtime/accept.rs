@@ -26,7 +26,10 @@ pub(super) async fn accept<H: Handler>(worker: Rc<Worker<H>>, listener: Rc<Liste
         worker.begin_turn();
         match accept_waiting(&worker, &listener) {
             Turn::Done => {}
-            Turn::Full => worker.turns.give_way().await,
+            Turn::Full => {
+                worker.turns.give_way().await;
+                worker.begin_turn();
+            }
             Turn::Exhausted => monoio::time::sleep(BACK_OFF).await,
         }
     }

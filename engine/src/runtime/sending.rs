@@ -54,14 +54,12 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Sends what became dirty. Answers whether a task was woken: it runs before the driver is asked.
-    pub(super) fn send_dirty(&self) -> bool {
+    pub(super) fn send_dirty(&self) -> Sending {
         let mut round = Round {
             worker: self,
             shard: self.shard.borrow_mut(),
             connections: self.connections.borrow(),
-            woke: false,
-            called: false,
+            sending: Sending::default(),
         };
         let mut sends = self.sends.borrow_mut();
         while let Some(id) = round.shard.poll_dirty() {
@@ -71,14 +69,17 @@ impl<H: Handler> Worker<H> {
             }
         }
         round.finish(&mut sends);
-        let Round { woke, called, .. } = round;
-        if called {
-            // A handler may have published: that leaves at the end of another turn, before which the
-            // driver is asked.
-            self.turns.want_turn();
-        }
-        woke
+        round.sending
     }
+}
+
+/// What sending has brought about.
+#[derive(Debug, Default)]
+pub(super) struct Sending {
+    /// A task was woken that does not wait for the driver.
+    pub(super) woke: bool,
+    /// The handler was called.
+    pub(super) called: bool,
 }
 
 /// One look at those who became dirty.
@@ -86,10 +87,7 @@ struct Round<'a, H: Handler> {
     worker: &'a Worker<H>,
     shard: RefMut<'a, Shard<H>>,
     connections: Ref<'a, Vec<Option<ConnectionTask>>>,
-    /// A task was woken that does not wait for the driver.
-    woke: bool,
-    /// The handler was called.
-    called: bool,
+    sending: Sending,
 }
 
 impl<H: Handler> Round<'_, H> {
@@ -104,7 +102,7 @@ impl<H: Handler> Round<'_, H> {
                 return sends.push(id, &task.socket, buffer);
             }
             let sent = send_straight(&mut self.shard, id, &task.socket, buffer);
-            self.called |= sent.called;
+            self.sending.called |= sent.called;
             if !sent.took_all {
                 break;
             }
@@ -115,7 +113,7 @@ impl<H: Handler> Round<'_, H> {
 
     fn finish(&mut self, sends: &mut SendBatch<ConnectionId>) {
         for (id, buffer, result) in sends.send_all() {
-            self.called |= self.shard.handle_send_result(id, buffer, result);
+            self.sending.called |= self.shard.handle_send_result(id, buffer, result);
             self.wake_if_needed(id, false);
         }
     }
@@ -127,7 +125,7 @@ impl<H: Handler> Round<'_, H> {
         if is_needed && (self.worker.is_busy() || had_its_share && !self.worker.ended.get()) {
             self.worker.turns.wait(&task.waker);
         } else if is_needed {
-            self.woke = true;
+            self.sending.woke = true;
             task.waker.wake_by_ref();
         }
     }

@@ -18,7 +18,7 @@ use std::{
 
 use slab::Slab;
 
-use super::{Command, Mailbox, Worker};
+use super::{Command, Mailbox, Worker, turns::Turns};
 use crate::shard::{ConnectionId, Handler, Upgrade};
 
 /// The wakers of the user's futures that are running.
@@ -51,7 +51,15 @@ impl Futures {
     /// Wakes a future, if it is there still.
     pub(super) fn wake(&self, key: usize) {
         if let Some(Some(waker)) = self.wakers.borrow().get(key) {
+            self.woken.fetch_add(1, Ordering::Relaxed);
             waker.wake_by_ref();
+        }
+    }
+
+    /// Wakes a future, if it is there still, when the driver has been asked.
+    pub(super) fn wake_in_turn(&self, key: usize, turns: &Turns) {
+        if let Some(Some(waker)) = self.wakers.borrow().get(key) {
+            turns.wait(waker);
         }
     }
 

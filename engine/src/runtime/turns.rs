@@ -26,8 +26,6 @@ use crate::{
 pub(super) struct Turns {
     event: Event,
     waiting: RefCell<Vec<Waker>>,
-    /// Another turn is wanted, whoever waits.
-    wanted: Cell<bool>,
     signalled: Cell<bool>,
     /// The driver has been asked: those who wait may go on.
     asked: Cell<bool>,
@@ -39,7 +37,6 @@ impl Turns {
         Self {
             event,
             waiting: RefCell::default(),
-            wanted: Cell::new(false),
             signalled: Cell::new(false),
             asked: Cell::new(false),
             ended: Cell::new(false),
@@ -56,13 +53,9 @@ impl Turns {
         self.waiting.borrow_mut().push(waker.clone());
     }
 
-    /// Another turn is to follow when the driver has been asked what else there is.
-    pub(super) fn want_turn(&self) {
-        self.wanted.set(true);
-    }
-
-    /// A turn ends; `woke` tells that it has woken somebody who runs before the driver is asked.
-    pub(super) fn end_turn(&self, mut woke: bool) {
+    /// A turn ends; `woke` tells that it has woken somebody who runs before the driver is asked, `wanted`
+    /// that another turn is to follow whoever waits.
+    pub(super) fn end_turn(&self, mut woke: bool, wanted: bool) {
         if self.asked.take() || self.ended.get() {
             let mut waiting = self.waiting.take();
             woke |= !waiting.is_empty();
@@ -71,9 +64,8 @@ impl Turns {
             *self.waiting.borrow_mut() = waiting;
         }
         // Whoever was woken has a turn, and that has an end; the next tick has one where they are all gone.
-        let is_awaited = self.wanted.get() || !self.waiting.borrow().is_empty();
+        let is_awaited = wanted || !self.waiting.borrow().is_empty();
         if !woke && is_awaited && !self.signalled.replace(true) {
-            self.wanted.set(false);
             self.event.signal();
         }
     }

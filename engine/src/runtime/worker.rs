@@ -20,7 +20,7 @@ use super::{
     accept,
     connection::HotConnection,
     mailbox::{Command, Mailbox},
-    sending::ConnectionTask,
+    sending::{ConnectionTask, Sending},
     spawn, turns,
 };
 use crate::{
@@ -153,8 +153,9 @@ impl<H: Handler> Worker<H> {
             // The end of the turn follows: there is no need to wake this future for it.
             self.turn_open.set(true);
             self.mailbox().bell().disarm();
+            let woken_before = self.futures.woken();
             let polled = control.as_mut().poll(context);
-            self.end_turn();
+            self.end_turn(woken_before);
             polled
         })
         .await;
@@ -172,13 +173,14 @@ impl<H: Handler> Worker<H> {
     }
 
     /// All tasks that were ready have run: takes what came through the mesh, delivers what was published,
-    /// sends for all connections, and makes sure to be woken by what comes next.
-    fn end_turn(self: &Rc<Self>) {
+    /// sends for all connections, and makes sure to be woken by what comes next. `woken_before` counts the
+    /// futures that had been woken when the tasks had run.
+    fn end_turn(self: &Rc<Self>, woken_before: u32) {
         self.turn_open.set(false);
-        let woken_before = self.futures.woken();
         let bell = self.mailbox().bell();
         let mut shard = self.shard.borrow_mut();
-        if shard.has_mesh_input() {
+        // What comes through the mesh wakes futures: once around the loop, if turns are too busy.
+        if shard.has_mesh_input() && !self.is_busy() {
             shard.handle_mesh(self.now());
         }
         let waiting = shard.flush_topics();
@@ -194,11 +196,12 @@ impl<H: Handler> Worker<H> {
         if waiting && !self.ended.get() && !self.retrying.replace(true) {
             self.spawn_task(Rc::clone(self).retry());
         }
-        let woke = self.send_dirty();
+        let Sending { woke, called } = self.send_dirty();
         self.carry_out();
         let woke = woke || self.futures.woken() != woken_before;
         self.busy_turns.set(if woke { self.busy_turns.get().saturating_add(1) } else { 0 });
-        self.turns.end_turn(woke);
+        // A handler that was called may have published: that leaves with another turn.
+        self.turns.end_turn(woke, called);
         bell.arm();
         if self.shard.borrow().has_mesh_input() {
             // More than a turn's worth, or it came just now: once around the loop, so that I/O has its turn.
@@ -279,6 +282,7 @@ impl<H: Handler> Worker<H> {
                 Command::Stop { deadline } => {
                     stop = Some(stop.map_or(deadline, |earlier: Duration| earlier.min(deadline)));
                 }
+                Command::Wake { future } if self.is_busy() => self.futures.wake_in_turn(future, &self.turns),
                 Command::Wake { future } => self.futures.wake(future),
             }
         }
