@@ -1,11 +1,17 @@
 //! What a handle does with one connection or one shard.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::Duration,
 };
 
-use ringwire::{CloseCode, Driver, Gone, HandleError, PreparedMessage, SendStatus};
+use ringwire::{
+    CloseCode, ConnectionId, Driver, EngineHandle, Gone, HandleError, PreparedMessage, SendStatus,
+};
 
 use crate::{
     client::{PATIENCE, Received, eventually},
@@ -20,6 +26,8 @@ on_both_drivers!(
     stale_ids_reach_nobody,
     closures_run_on_the_shard_they_name,
     closures_reach_one_connection,
+    requests_that_bring_about_requests_leave_the_others_their_turn,
+    futures_that_requests_bring_about_leave_the_others_their_turn,
     a_panic_in_a_closure_is_counted,
     a_stopped_engine_leaves_nobody_waiting,
     a_full_inbox_refuses_and_counts,
@@ -142,6 +150,54 @@ fn closures_reach_one_connection(driver: Driver) {
     let panicked = handle.with_connection(ids[0], |_: &mut Commands, _| panic!("on purpose"));
     assert_eq!(panicked.expect("room").wait().map(|_: Result<(), Gone>| ()), Err(HandleError::NoAnswer));
     assert_eq!(clients[0].receive(), Received::Close(Some((1011, "handler failed".to_owned()))));
+}
+
+/// Moves a connection from room to room. To subscribe it has the shard take what waits in its inbox.
+fn move_on(engine: &EngineHandle, member: ConnectionId, room: usize) {
+    let again = engine.clone();
+    let moved = engine.with_connection(member, move |_: &mut Commands, connection| {
+        connection.unsubscribe(&room.to_string());
+        connection.subscribe(&(room + 1).to_string()).expect("a room");
+        move_on(&again, member, room + 1);
+    });
+    // When the engine stops there is no next room.
+    drop(moved);
+}
+
+fn requests_that_bring_about_requests_leave_the_others_their_turn(driver: Driver) {
+    let topics = Topics::start(config(driver));
+    let mut clients = [0, 0].map(|_| topics.connect_on(0));
+    let member = topics.state(&mut clients[0]).id;
+    move_on(&topics.server.handle, member, 0);
+    for _ in 0..20 {
+        clients[1].send_text("echo am I heard?");
+        expect(&mut clients[1], ["am I heard?".to_owned()]);
+    }
+    topics.server.stop(Duration::from_millis(100));
+}
+
+fn futures_that_requests_bring_about_leave_the_others_their_turn(driver: Driver) {
+    let topics = Topics::start(config(driver));
+    let mut clients = [0, 0].map(|_| topics.connect_on(0));
+    let member = topics.state(&mut clients[0]).id;
+    let (handle, ends) = (&topics.server.handle, AtomicBool::new(false));
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !ends.load(Ordering::Relaxed) {
+                    // Where there is no room, there will be some.
+                    let _under_way = handle.with_connection(member, |_: &mut Commands, connection| {
+                        connection.spawn(async {});
+                    });
+                }
+            });
+        }
+        for _ in 0..200 {
+            clients[1].send_text("echo am I heard?");
+            expect(&mut clients[1], ["am I heard?".to_owned()]);
+        }
+        ends.store(true, Ordering::Relaxed);
+    });
 }
 
 fn a_panic_in_a_closure_is_counted(driver: Driver) {
