@@ -136,7 +136,8 @@ impl<S> Connection<'_, S> {
     }
 
     /// How many subscribers a topic has on all shards, this connection among them if it subscribes: what is
-    /// changed in the same call is not in effect yet.
+    /// changed in the same call is not in effect yet. A connection that closes is one until it has ended. A
+    /// topic that this shard does not know is looked up under a lock that all threads share.
     #[must_use]
     pub fn subscribers(&self, topic: &str) -> usize {
         self.context.topics.subscribers(topic)
