@@ -54,12 +54,12 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    pub(super) fn send_dirty(&self) -> Sending {
+    pub(super) fn send_dirty(&self) -> Effects {
         let mut round = Round {
             worker: self,
             shard: self.shard.borrow_mut(),
             connections: self.connections.borrow(),
-            sending: Sending::default(),
+            effects: Effects::default(),
         };
         let mut sends = self.sends.borrow_mut();
         while let Some(id) = round.shard.poll_dirty() {
@@ -69,13 +69,13 @@ impl<H: Handler> Worker<H> {
             }
         }
         round.finish(&mut sends);
-        round.sending
+        round.effects
     }
 }
 
 /// What sending has brought about.
 #[derive(Debug, Default)]
-pub(super) struct Sending {
+pub(super) struct Effects {
     /// A task was woken that does not wait for the driver.
     pub(super) woke: bool,
     /// The handler was called.
@@ -87,7 +87,7 @@ struct Round<'a, H: Handler> {
     worker: &'a Worker<H>,
     shard: RefMut<'a, Shard<H>>,
     connections: Ref<'a, Vec<Option<ConnectionTask>>>,
-    sending: Sending,
+    effects: Effects,
 }
 
 impl<H: Handler> Round<'_, H> {
@@ -102,7 +102,7 @@ impl<H: Handler> Round<'_, H> {
                 return sends.push(id, &task.socket, buffer);
             }
             let sent = send_straight(&mut self.shard, id, &task.socket, buffer);
-            self.sending.called |= sent.called;
+            self.effects.called |= sent.called;
             if !sent.took_all {
                 break;
             }
@@ -113,7 +113,7 @@ impl<H: Handler> Round<'_, H> {
 
     fn finish(&mut self, sends: &mut SendBatch<ConnectionId>) {
         for (id, buffer, result) in sends.send_all() {
-            self.sending.called |= self.shard.handle_send_result(id, buffer, result);
+            self.effects.called |= self.shard.handle_send_result(id, buffer, result);
             self.wake_if_needed(id, false);
         }
     }
@@ -125,7 +125,7 @@ impl<H: Handler> Round<'_, H> {
         if is_needed && (self.worker.is_busy() || had_its_share && !self.worker.ended.get()) {
             self.worker.turns.wait(&task.waker);
         } else if is_needed {
-            self.sending.woke = true;
+            self.effects.woke = true;
             task.waker.wake_by_ref();
         }
     }

@@ -20,7 +20,7 @@ use super::{
     accept,
     connection::HotConnection,
     mailbox::{Command, Mailbox},
-    sending::{ConnectionTask, Sending},
+    sending::{ConnectionTask, Effects},
     spawn, turns,
 };
 use crate::{
@@ -196,7 +196,7 @@ impl<H: Handler> Worker<H> {
         if waiting && !self.ended.get() && !self.retrying.replace(true) {
             self.spawn_task(Rc::clone(self).retry());
         }
-        let Sending { woke, called } = self.send_dirty();
+        let Effects { woke, called } = self.send_dirty();
         self.carry_out();
         let woke = woke || self.futures.woken() != woken_before;
         self.busy_turns.set(if woke { self.busy_turns.get().saturating_add(1) } else { 0 });
