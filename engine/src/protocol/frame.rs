@@ -355,11 +355,7 @@ mod tests {
     fn header_sizes_are_those_of_section_5_2() {
         let sizes = LENGTHS.map(unmasked_header_bytes);
         assert_eq!(sizes, [2, 2, 2, 4, 4, 4, 10, 10, 10]);
-    }
-
-    #[test]
-    fn the_frame_of_a_limit_that_is_none_is_no_smaller() {
-        assert_eq!(frame_bytes(usize::MAX), usize::MAX);
+        assert_eq!(frame_bytes(usize::MAX), usize::MAX, "of a limit that is none");
     }
 
     #[test]
