@@ -223,7 +223,7 @@ impl Context {
         while pushed.is_err() && full == OutboxFull::DropOldest {
             let dropped = endpoint.make_room(bytes, key, &self.settings);
             self.counters.dropped_oldest.add(dropped.messages);
-            endpoint.note_dropped(|drops| &mut drops.oldest, dropped.messages);
+            self.note_dropped(endpoint, |drops| &mut drops.oldest, dropped.messages);
             if dropped.messages == 0 {
                 break;
             }
@@ -242,10 +242,10 @@ impl Context {
                     lost += endpoint.give_up(code, &self.settings, &mut self.corks, self.now).messages;
                     self.counters.dropped_by_close.add(lost);
                     self.counters.closed_outbox_full.add(1);
-                    endpoint.note_dropped(|drops| &mut drops.by_close, lost);
+                    self.note_dropped(endpoint, |drops| &mut drops.by_close, lost);
                 } else {
                     self.counters.dropped_newest.add(lost);
-                    endpoint.note_dropped(|drops| &mut drops.newest, lost);
+                    self.note_dropped(endpoint, |drops| &mut drops.newest, lost);
                 }
             }
         }

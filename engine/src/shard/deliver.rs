@@ -72,10 +72,11 @@ impl<H: Handler> Shard<H> {
                     (&LocalFrame::new(SharedFrame::new(rest)), messages)
                 }
             };
-            let Slot { endpoint, dirty, .. } = slot;
+            let Slot { endpoint, dirty, deprived, .. } = slot;
             let was_open = endpoint.is_open();
             let full = full.unwrap_or_else(|| endpoint.outbox_full(&context.settings));
             let sent = context.queue_shared(endpoint, full, frame, messages, key);
+            context.list_deprived(id, deprived);
             context.counters.deliveries.add(u64::from(sent));
             // One that was given up has a close frame to send, a deadline to set, and perhaps a pause to end.
             // One whose peer does not read is not looked at for every publication: its send will come back.
@@ -120,7 +121,7 @@ impl Context {
         });
         if replaced {
             self.counters.conflated.add(1);
-            endpoint.note_dropped(|drops| &mut drops.conflated, 1);
+            self.note_dropped(endpoint, |drops| &mut drops.conflated, 1);
         }
         if status.is_sent() { messages } else { 0 }
     }

@@ -94,6 +94,13 @@ pub trait Handler: 'static {
         let _ = connection;
     }
 
+    /// Messages for this connection were dropped or replaced by newer ones since this was last called:
+    /// [`Connection::drops`] has the sums, by reason. Called every 100 ms at most, however many there were,
+    /// and no more once `on_close` has been called, where the sums can be asked for as well.
+    fn on_dropped(&mut self, connection: &mut Connection<'_, Self::Session>) {
+        let _ = connection;
+    }
+
     /// No more messages will come and none can be sent. Called exactly once for every opened connection.
     fn on_close(&mut self, connection: &mut Connection<'_, Self::Session>, reason: &CloseReason) {
         let _ = (connection, reason);

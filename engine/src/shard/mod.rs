@@ -88,6 +88,10 @@ pub(crate) struct Context {
     now: Timestamp,
     /// Connections that have output, or whose transport has something else to do.
     dirty: Vec<ConnectionId>,
+    /// A message was dropped, and whose it was is not listed yet.
+    has_dropped: bool,
+    /// Connections of which messages were dropped that their handler has not been told of.
+    deprived: Vec<ConnectionId>,
     /// In the order of their calls.
     spawned: VecDeque<LocalFuture<()>>,
     lent: Lent,
@@ -106,6 +110,8 @@ struct Slot<S> {
     generation: u32,
     /// Listed in `Context::dirty`.
     dirty: bool,
+    /// Listed in `Context::deprived`.
+    deprived: bool,
     /// The phase for which the timer was last set.
     scheduled: Phase,
     deciding: Option<Box<Deciding>>,
@@ -154,6 +160,8 @@ impl<H: Handler> Shard<H> {
                 corks: CorkPool::new(),
                 now,
                 dirty: Vec::new(),
+                has_dropped: false,
+                deprived: Vec::new(),
                 spawned: VecDeque::new(),
                 lent: Lent::default(),
                 topics: TopicTable::new(0, TopicRegistry::new(1), TopicRules::default(), Arc::default()),
@@ -240,6 +248,7 @@ impl<H: Handler> Shard<H> {
             peer_address,
             generation: self.generation,
             dirty: false,
+            deprived: false,
             scheduled: Phase::Handshake,
             deciding: None,
             subscriptions: Vec::new(),
@@ -307,7 +316,8 @@ impl<H: Handler> Shard<H> {
         self.context.counters.connections_current.set(self.slots.len() as u64);
     }
 
-    /// Time has passed: deadlines are looked at. To be called every [`TICK_MILLIS`].
+    /// Time has passed: deadlines are looked at, and handlers told what was dropped. To be called every
+    /// [`TICK_MILLIS`].
     pub fn handle_tick(&mut self, now: Timestamp) {
         self.context.now = now;
         let mut due = std::mem::take(&mut self.due);
@@ -329,6 +339,7 @@ impl<H: Handler> Shard<H> {
             self.mark_dirty(id);
         }
         self.due = due;
+        self.tell_drops();
     }
 
     /// Closes every connection with `code`, behind what has been published so far; an upgrade in progress is

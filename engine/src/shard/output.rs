@@ -1,9 +1,13 @@
-//! What a shard has to send, and whose turn it is.
+//! What a shard has to send, whose turn it is, and whose messages were dropped.
 
 use std::io;
 
-use super::{ConnectionId, Handler, Shard, find};
-use crate::{buffer::SendBuffer, connection::Output, protocol::frame::frame_bytes};
+use super::{ConnectionId, Context, Handler, Shard, find};
+use crate::{
+    buffer::SendBuffer,
+    connection::{DropCounts, Endpoint, Output},
+    protocol::frame::frame_bytes,
+};
 
 impl<H: Handler> Shard<H> {
     /// A buffer came back from the socket, which took `sent` bytes of it. Answers whether the handler was
@@ -105,12 +109,46 @@ impl<H: Handler> Shard<H> {
         }
     }
 
+    /// Tells the handler of connections whose messages were dropped. Those that are dropped meanwhile are for
+    /// the next time.
+    pub(super) fn tell_drops(&mut self) {
+        for id in std::mem::take(&mut self.context.deprived) {
+            let Some(slot) = find(&mut self.slots, id) else { continue };
+            slot.deprived = false;
+            self.call(id, |handler, connection| handler.on_dropped(connection));
+            self.settle(id);
+            self.mark_dirty(id);
+        }
+    }
+
     pub(super) fn mark_dirty(&mut self, id: ConnectionId) {
         let Some(slot) = find(&mut self.slots, id) else { return };
         // Resumed receipt needs the transport as well.
         if !slot.dirty {
             slot.dirty = true;
             self.context.dirty.push(id);
+        }
+    }
+}
+
+impl Context {
+    /// Counts messages for a connection that were dropped, for the reason that `count` chooses.
+    /// [`list_deprived`](Self::list_deprived) has to follow.
+    pub(super) fn note_dropped(
+        &mut self,
+        endpoint: &mut Endpoint,
+        count: fn(&mut DropCounts) -> &mut u32,
+        messages: u64,
+    ) {
+        endpoint.note_dropped(count, messages);
+        self.has_dropped |= messages > 0;
+    }
+
+    /// Lists connection `id`, if messages of it were dropped just now.
+    #[inline]
+    pub(super) fn list_deprived(&mut self, id: ConnectionId, deprived: &mut bool) {
+        if std::mem::take(&mut self.has_dropped) && !std::mem::replace(deprived, true) {
+            self.deprived.push(id);
         }
     }
 }

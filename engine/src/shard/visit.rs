@@ -48,6 +48,7 @@ impl<H: Handler> Visit<'_, H> {
             self.context.counters.handler_panics.add(1);
             self.fail(CloseCode::INTERNAL_ERROR, "handler failed");
         }
+        self.context.list_deprived(self.id, &mut self.slot.deprived);
     }
 
     /// Lends the messages that lie whole in `input` from `position` on, as long as nothing else comes and no

@@ -31,6 +31,7 @@ on_both_drivers!(
     the_outbox_is_filled_to_its_limit_and_not_beyond,
     the_newest_is_dropped_and_the_connection_lives,
     the_oldest_are_dropped_and_the_newest_arrive,
+    what_was_dropped_is_told,
     a_full_outbox_closes_the_connection,
     a_full_outbox_of_a_peer_that_never_reads_ends_it,
     an_outbox_filled_on_open_follows_the_answer_to_the_upgrade,
@@ -227,6 +228,47 @@ fn the_oldest_are_dropped_and_the_newest_arrive(driver: Driver) {
     }
     let counters = server.counters();
     assert_eq!((counters.dropped_newest, counters.closed_outbox_full), (0, 0));
+}
+
+/// Of a peer that does nothing, so that nothing else calls the handler.
+fn what_was_dropped_is_told(driver: Driver) {
+    let (tell, told) = mpsc::channel();
+    let server = Server::start(tight(driver, OutboxFull::DropNewest), move |_| {
+        let tell = tell.clone();
+        Script::echo().on_open(|connection| connection.subscribe("news").expect("it is allowed")).on_dropped(
+            move |connection| {
+                let drops = connection.drops();
+                assert_eq!(drops.total(), u64::from(drops.newest));
+                tell.send(drops.total()).expect("the test listens");
+            },
+        )
+    });
+    let silent = Client::connect_narrow(server.address, 32 * 1024);
+    server.eventually("the subscription", |_| server.handle.subscribers("news") == 1);
+    let mut published = 0;
+    let publish = |count: u64| {
+        for _ in 0..count {
+            server.handle.publish("news", &[7; 9000]).expect("room");
+        }
+        count
+    };
+    while server.counters().dropped_newest == 0 {
+        assert!(published < (FLOOD_BYTES / 9000) as u64, "the outbox was never full");
+        published += publish(1);
+    }
+    let mut heard = 0;
+    for _ in 0..3 {
+        published += publish(50);
+        server.eventually("the last", |counters| counters.deliveries + counters.dropped_newest == published);
+        let dropped = server.counters().dropped_newest;
+        while heard < dropped {
+            let more = collect(&told, 1)[0];
+            assert!(more > heard, "{more} after {heard}");
+            heard = more;
+        }
+        assert_eq!(heard, dropped);
+    }
+    drop(silent);
 }
 
 fn a_full_outbox_closes_the_connection(driver: Driver) {

@@ -3,7 +3,8 @@
 use std::{cell::Cell, rc::Rc, time::Duration};
 
 use ringwire::{
-    Config, Connection, Driver, Handler, HttpResponse, Message, OutboxFull, Upgrade, UpgradeRequest,
+    Config, Connection, Driver, Handler, HttpResponse, Message, OutboxFull, SendStatus, Upgrade,
+    UpgradeRequest,
 };
 
 use crate::{
@@ -16,6 +17,7 @@ on_both_drivers!(
     a_panic_deciding_on_a_request_is_answered_with_500,
     a_panic_in_a_call_closes_the_connection_with_1011,
     a_panic_in_on_drain_closes_the_connection_with_1011,
+    a_panic_in_on_dropped_closes_the_connection_with_1011,
     a_panic_in_on_close_is_counted,
     a_panic_in_a_future_is_counted,
     a_panic_in_the_drop_of_a_session_is_counted,
@@ -115,17 +117,28 @@ fn a_panic_in_a_call_closes_the_connection_with_1011(driver: Driver) {
 }
 
 fn a_panic_in_on_drain_closes_the_connection_with_1011(driver: Driver) {
+    a_panic_behind_much_closes_the_connection_with_1011(driver, |script| {
+        script.on_drain(|_| panic!("in on_drain"))
+    });
+}
+
+fn a_panic_in_on_dropped_closes_the_connection_with_1011(driver: Driver) {
+    a_panic_behind_much_closes_the_connection_with_1011(driver, |script| {
+        script.on_dropped(|_| panic!("in on_dropped"))
+    });
+}
+
+/// There is room for it once, not twice.
+fn a_panic_behind_much_closes_the_connection_with_1011(driver: Driver, panicking: fn(Script) -> Script) {
     let mut config: Config = config(driver);
     config.outbox_bytes_max = 10_000_000;
     config.outbox_bytes_high = 200_000;
     config.outbox_full = OutboxFull::DropNewest;
-    let server = Server::start(config, |_| {
-        Script::echo()
-            .on_message(|connection, message| {
-                let count = if message.bytes() == b"much" { 8_000_000 } else { 10 };
-                let _ = connection.send(&vec![1; count]);
-            })
-            .on_drain(|_| panic!("in on_drain"))
+    let server = Server::start(config, move |_| {
+        panicking(Script::echo().on_message(|connection, message| match message.bytes() {
+            b"much" => (0..2).for_each(|_| assert_ne!(connection.send(&[1; 8_000_000]), SendStatus::Sent)),
+            _ => assert_eq!(connection.send(&[1; 10]), SendStatus::Sent),
+        }))
     });
     let server = server.expecting_panics(1);
     let mut other = server.connect();

@@ -16,6 +16,7 @@ pub(crate) struct Script {
     open: OnConnection,
     message: OnMessage,
     drain: OnConnection,
+    dropped: OnConnection,
     close: OnClose,
     http: OnHttp,
 }
@@ -29,6 +30,7 @@ impl Script {
                 let _ = connection.send(message);
             }),
             drain: Box::new(|_| {}),
+            dropped: Box::new(|_| {}),
             close: Box::new(|_, _| {}),
             http: Box::new(|_| HttpResponse::not_found()),
         }
@@ -57,6 +59,11 @@ impl Script {
 
     pub(crate) fn on_drain(mut self, call: impl FnMut(&mut Connection<'_, ()>) + 'static) -> Self {
         self.drain = Box::new(call);
+        self
+    }
+
+    pub(crate) fn on_dropped(mut self, call: impl FnMut(&mut Connection<'_, ()>) + 'static) -> Self {
+        self.dropped = Box::new(call);
         self
     }
 
@@ -91,6 +98,10 @@ impl Handler for Script {
 
     fn on_drain(&mut self, connection: &mut Connection<'_, ()>) {
         (self.drain)(connection);
+    }
+
+    fn on_dropped(&mut self, connection: &mut Connection<'_, ()>) {
+        (self.dropped)(connection);
     }
 
     fn on_close(&mut self, connection: &mut Connection<'_, ()>, reason: &CloseReason) {

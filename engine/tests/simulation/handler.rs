@@ -274,6 +274,13 @@ impl Handler for SimulatedHandler {
         self.0.returns(connection);
     }
 
+    fn on_dropped(&mut self, connection: &mut Connection<'_, Session>) {
+        let peer = connection.session().peer;
+        self.0.model.borrow_mut().hears_of_drops(peer, connection.drops().total());
+        self.0.act(connection, 1);
+        self.0.returns(connection);
+    }
+
     fn on_close(&mut self, connection: &mut Connection<'_, Session>, reason: &CloseReason) {
         let peer = connection.session().peer;
         self.0.model.borrow_mut().closed(peer, reason, connection.is_open());

@@ -304,8 +304,11 @@ impl Host {
             return;
         }
         let ticked = Timestamp::from_millis(ticks * TICK_MILLIS);
-        // Who was woken sets a timer when it runs.
+        // Who was woken sets a timer when it runs, and who was told of drops may have resumed just now.
         for transport in self.transports.iter().filter(|transport| !transport.woken) {
+            if self.shared.model.borrow().records[transport.peer].told == now {
+                continue;
+            }
             let Some(endpoint) = self.shard.endpoint(transport.id) else { continue };
             let due = endpoint.deadline(&self.shared.plan.settings) <= ticked;
             self.shared.model.borrow_mut().check(transport.peer, !due, "a deadline passes unnoticed");

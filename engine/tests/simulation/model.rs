@@ -67,6 +67,10 @@ pub(crate) struct Record {
     pub(crate) refused: u64,
     /// What the connection itself said was dropped, when it ended.
     pub(crate) dropped: u64,
+    /// What it said when the handler was last told that messages had been dropped.
+    pub(crate) told_dropped: u64,
+    /// When that was.
+    pub(crate) told: Timestamp,
     /// So many pings were once under way, either way, that older ones may stay unanswered.
     pub(crate) skips_pongs: bool,
 }
@@ -259,6 +263,17 @@ impl Model {
         self.check(peer, congested, "a drain comes only when it was waited for");
         self.check(peer, outbox_bytes <= low, "a drain comes at the low mark");
         self.check(peer, is_open && alive, "a drain comes while messages can be sent");
+    }
+
+    /// The handler was told that messages had been dropped, `dropped` by now.
+    pub(crate) fn hears_of_drops(&mut self, peer: usize, dropped: u64) {
+        self.narrate(|| format!("client {peer}: on_dropped, {dropped} by now"));
+        let record = &mut self.records[peer];
+        let more = dropped > std::mem::replace(&mut record.told_dropped, dropped);
+        record.told = self.now;
+        let alive = record.opened == 1 && record.closed == 0;
+        self.check(peer, more, "drops are told when there are more");
+        self.check(peer, alive, "drops are told until the connection has ended");
     }
 
     /// The handler was told that a connection has ended.

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use ringwire::{
-    CloseCode, Conflation, Connection, ConnectionId, Counters, CountersSnapshot, Handler, Message,
-    OutboxFull, PublishStatus, SendStatus, SubscribeError, TopicRules, TopicSettings, Upgrade,
+    CloseCode, Conflation, Connection, ConnectionId, CountersSnapshot, Handler, Message, OutboxFull,
+    PublishStatus, SendStatus, SubscribeError, TopicRules, TopicSettings, Upgrade,
     buffer::HEADROOM_BYTES,
     connection::{OutboxLimits, Output, Settings, Timestamp},
     protocol::{Decoder, Item, Limits, Role, UpgradeRequest, handshake::append_client_request},
@@ -13,7 +13,12 @@ use ringwire::{
 
 use crate::{handler::Deliberate, plan::Plan, quieten_deliberate_panics, random::Random};
 
-struct Silent;
+/// Says nothing of its own accord but that something was missed.
+#[derive(Default)]
+struct Silent {
+    /// How many messages had been dropped for whom when it was told.
+    told_drops: Vec<(ConnectionId, u64)>,
+}
 
 impl Handler for Silent {
     type Session = ();
@@ -23,6 +28,11 @@ impl Handler for Silent {
     }
 
     fn on_message(&mut self, _: &mut Connection<'_, ()>, _: Message<'_>) {}
+
+    fn on_dropped(&mut self, connection: &mut Connection<'_, ()>) {
+        self.told_drops.push((connection.id(), connection.drops().total()));
+        let _ = connection.send("missed");
+    }
 }
 
 struct Story {
@@ -60,7 +70,7 @@ impl Story {
         let limits = TopicLimits { name_bytes_max: 100, topics_max: TOPICS_MAX };
         let seats = MeshSeat::connect(shards).into_iter().enumerate();
         let shards = seats.map(|(index, seat)| {
-            Shard::new(index as u16, Silent, settings, 10, Arc::new(Counters::default()), 1, now).joined(
+            Shard::new(index as u16, Silent::default(), settings, 10, Arc::default(), 1, now).joined(
                 seat,
                 Arc::clone(&registry),
                 rules.clone(),
@@ -125,6 +135,14 @@ impl Story {
             }
         }
         dirty
+    }
+
+    /// A tick. Answers for whom the handler of `shard` was told of drops, and how many there had been.
+    fn tick(&mut self, shard: usize) -> Vec<(ConnectionId, u64)> {
+        let before = self.shards[shard].handler().told_drops.len();
+        self.shards[shard].handle_tick(self.now);
+        self.end_turns();
+        self.shards[shard].handler().told_drops[before..].to_vec()
     }
 
     fn take(&mut self, id: ConnectionId) -> Vec<u8> {
@@ -599,6 +617,34 @@ fn a_connection_has_its_own_policy_where_a_topic_has_none() {
         assert_eq!(connection.drops().newest, 3);
     });
     assert_eq!((statuses[4], statuses[3].is_sent()), (SendStatus::Dropped, true));
+}
+
+#[test]
+fn drops_are_told_with_the_next_tick() {
+    let mut story = Story::begin(2, 40, OutboxFull::DropNewest);
+    let (slow, gone, publisher) = (story.connect(0), story.connect(0), story.connect(1));
+    for listener in [slow, gone] {
+        story.subscribe(listener, "news");
+    }
+    // Four frames of ten bytes fit.
+    (0..6).for_each(|number| story.publish(publisher, "news", &[number; 8]));
+    story.end_turns();
+    story.shards[0].handle_closed(gone);
+    assert!(story.shards[0].handler().told_drops.is_empty());
+    assert_eq!(story.tick(0), [(slow, 2)]);
+    // What it sent in answer was dropped as well.
+    assert_eq!(story.tick(0), [(slow, 3)]);
+    assert_eq!(story.hear(slow).0.len(), 4);
+    assert_eq!(story.tick(0), [(slow, 4)]);
+    assert_eq!(story.hear(slow).0, [b"missed"]);
+    assert_eq!(story.tick(0), []);
+    // A value that is replaced counts as well, and what it sends itself.
+    story.subscribe(slow, "latest/news");
+    (0..4).for_each(|_| story.publish_value(publisher, "latest/news", 0, &[1; 28]));
+    story.reach_in(slow, |connection| assert_eq!(connection.send(&[0; 50]), SendStatus::Dropped));
+    assert_eq!(story.tick(0), [(slow, 8)]);
+    assert_eq!(story.hear(slow).0, [&[1; 28][..], b"missed"]);
+    assert_eq!(story.tick(1), []);
 }
 
 #[test]

@@ -286,6 +286,9 @@ impl World {
         // What some topics gather leaves when its time is over.
         self.pass(2 * WINDOW.as_millis() as usize);
         self.rest()?;
+        // What that drops is told with the next tick.
+        self.pass(1);
+        self.rest()?;
         for host in &self.shards {
             for (endpoint, peer) in host.open_connections() {
                 let mut model = self.shared.model.borrow_mut();
@@ -300,6 +303,8 @@ impl World {
                         .fail(peer, format!("{dropped} messages were dropped, but not heard were {unheard}"));
                 }
                 model.check(peer, vanished || endpoint.outbox().is_idle(), "everything leaves");
+                let told = model.records[peer].told_dropped;
+                model.check(peer, told == endpoint.drops().total(), "all drops are told");
             }
         }
         self.look()

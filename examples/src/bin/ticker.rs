@@ -40,22 +40,35 @@ struct Arguments {
 
 struct Ticker;
 
-impl Handler for Ticker {
-    type Session = ();
+/// What is kept of a reader.
+#[derive(Default)]
+struct Reader {
+    is_behind: bool,
+}
 
-    fn on_upgrade(&mut self, _: &UpgradeRequest<'_>) -> Upgrade<()> {
-        Upgrade::accept(())
+impl Handler for Ticker {
+    type Session = Reader;
+
+    fn on_upgrade(&mut self, _: &UpgradeRequest<'_>) -> Upgrade<Reader> {
+        Upgrade::accept(Reader::default())
     }
 
-    fn on_open(&mut self, connection: &mut Connection<'_, ()>) {
+    fn on_open(&mut self, connection: &mut Connection<'_, Reader>) {
         if let Err(error) = connection.subscribe(TOPIC) {
             tracing::warn!(%error, "not subscribed");
         }
     }
 
-    fn on_message(&mut self, _: &mut Connection<'_, ()>, _: Message<'_>) {}
+    fn on_message(&mut self, _: &mut Connection<'_, Reader>, _: Message<'_>) {}
 
-    fn on_drain(&mut self, connection: &mut Connection<'_, ()>) {
+    fn on_dropped(&mut self, connection: &mut Connection<'_, Reader>) {
+        if !std::mem::replace(&mut connection.session_mut().is_behind, true) {
+            tracing::info!(id = %connection.id(), "reads slowly: gets the newest values only");
+        }
+    }
+
+    fn on_drain(&mut self, connection: &mut Connection<'_, Reader>) {
+        connection.session_mut().is_behind = false;
         tracing::info!(id = %connection.id(), dropped = connection.drops().total(), "caught up");
     }
 }
