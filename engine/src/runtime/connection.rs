@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     buffer::{BufferClass, HEADROOM_BYTES, Lease, SendBuffer},
-    connection::{Output, Timestamp},
+    connection::{Output, Phase, Timestamp},
     os::{Direction, Readiness, Socket},
     protocol::UpgradeRequest,
     shard::{Connection, ConnectionId, Handler, Message, Upgrade},
@@ -80,8 +80,8 @@ pub(super) fn serve<H: Handler>(
             // What there is when the task begins is sent; only what a receive brings about is left.
             let mut sends_now = true;
             loop {
-                if let Some(outcome) = sending.as_mut().poll_outcome(&task.socket, context) {
-                    task.handle_sent(outcome);
+                if let Some((ready, buffer)) = sending.as_mut().poll_ready(context) {
+                    task.handle_writable(ready, buffer);
                     sends_now = true;
                 }
                 // Asked while a send waits as well: a stalled one is ended by closing.
@@ -199,16 +199,15 @@ where
         matches!(self, Self::Idle)
     }
 
-    fn poll_outcome(
+    fn poll_ready(
         mut self: Pin<&mut Self>,
-        socket: &Socket,
         context: &mut Context<'_>,
-    ) -> Option<(io::Result<usize>, SendBuffer)> {
+    ) -> Option<(io::Result<()>, SendBuffer)> {
         let SendingProjection::Waiting { operation, buffer } = self.as_mut().project() else { return None };
         let Poll::Ready(ready) = operation.poll(context) else { return None };
         let buffer = buffer.take();
         self.set(Self::Idle);
-        buffer.map(|buffer| (ready.and_then(|()| socket.try_send(buffer.unsent())), buffer))
+        buffer.map(|buffer| (ready, buffer))
     }
 }
 
@@ -400,7 +399,7 @@ impl<H: Handler> Task<H> {
                     result => {
                         let sent = result.as_ref().copied().unwrap_or(0);
                         *bytes_left = bytes_left.saturating_sub(sent.max(SEND_BYTES_MIN));
-                        self.handle_sent((result, buffer));
+                        self.handle_sent(result, buffer);
                     }
                 },
             }
@@ -408,7 +407,16 @@ impl<H: Handler> Task<H> {
         None
     }
 
-    fn handle_sent(&mut self, (result, buffer): (io::Result<usize>, SendBuffer)) {
+    /// There is room for what waited. Of one that was cut off meanwhile nothing leaves any more.
+    fn handle_writable(&mut self, ready: io::Result<()>, buffer: SendBuffer) {
+        let shard = self.worker.shard.borrow();
+        let is_over = shard.endpoint(self.id).is_none_or(|endpoint| endpoint.phase() == Phase::Closed);
+        drop(shard);
+        let result = ready.and_then(|()| if is_over { Ok(0) } else { self.socket.try_send(buffer.unsent()) });
+        self.handle_sent(result, buffer);
+    }
+
+    fn handle_sent(&mut self, result: io::Result<usize>, buffer: SendBuffer) {
         self.worker.shard.borrow_mut().handle_send_result(self.id, buffer, result);
         self.worker.carry_out();
     }

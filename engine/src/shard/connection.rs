@@ -10,7 +10,7 @@ use std::{
 
 use super::{ConnectionId, Context, Message, publish::opcode, topics::Subscription};
 use crate::{
-    connection::{ConflationKey, DropCounts, Endpoint, Full, OutboxFull, SendStatus},
+    connection::{ConflationKey, DropCounts, Endpoint, Full, Initiator, OutboxFull, SendStatus},
     protocol::{CloseCode, OpCode, frame::frame_bytes},
 };
 
@@ -136,6 +136,14 @@ impl<S> Connection<'_, S> {
     pub fn close(&mut self, code: CloseCode, reason: &str) {
         let context = &mut *self.context;
         self.endpoint.close(code, reason, &context.settings, &mut context.corks, context.now);
+    }
+
+    /// Ends the connection without a close frame and without waiting for the peer, who may not read: nothing
+    /// that is queued leaves any more, and where something was, the socket is reset.
+    ///
+    /// `on_close` hears of 1006 (RFC 6455 section 7.1.5) and `reason`, unless a close had begun before.
+    pub fn abort(&mut self, reason: &str) {
+        self.endpoint.abort(CloseCode::ABNORMAL, reason, Initiator::Local);
     }
 
     /// Sends a ping of the program's own, with at most 125 bytes of payload; more is cut. It is left out

@@ -95,8 +95,9 @@ pub trait Handler: 'static {
     }
 
     /// Messages for this connection were dropped or replaced by newer ones since this was last called:
-    /// [`Connection::drops`] has the sums, by reason. Called every 100 ms at most, however many there were,
-    /// and no more once `on_close` has been called, where the sums can be asked for as well.
+    /// [`Connection::drops`] has the sums, by reason. Called with the next tick, of 100 ms, however many
+    /// there were: the peer may have caught up meanwhile ([`Connection::outbox_bytes`]), or a close may have
+    /// begun ([`Connection::is_open`]). Not called any more after `on_close`, which can ask for the sums too.
     fn on_dropped(&mut self, connection: &mut Connection<'_, Self::Session>) {
         let _ = connection;
     }

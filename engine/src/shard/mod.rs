@@ -271,7 +271,13 @@ impl<H: Handler> Shard<H> {
         self.context.now = now;
         let relay = self.process_received(id, input);
         self.settle(id);
-        relay
+        let relay = relay?;
+        if find(&mut self.slots, id)?.endpoint.phase() < Phase::Closed {
+            return Some(relay);
+        }
+        // Cut off meanwhile.
+        self.handle_relayed(id, 0, &input[relay]);
+        None
     }
 
     /// `sent` bytes of the frame that [`handle_received`](Self::handle_received) named have left, `rest` has

@@ -34,6 +34,7 @@ on_both_drivers!(
     what_was_dropped_is_told,
     a_full_outbox_closes_the_connection,
     a_full_outbox_of_a_peer_that_never_reads_ends_it,
+    who_never_reads_can_be_cut_off,
     an_outbox_filled_on_open_follows_the_answer_to_the_upgrade,
     an_outbox_with_room_for_one_message_serves_who_reads,
     relayed_messages_are_never_torn,
@@ -245,22 +246,16 @@ fn what_was_dropped_is_told(driver: Driver) {
     });
     let silent = Client::connect_narrow(server.address, 32 * 1024);
     server.eventually("the subscription", |_| server.handle.subscribers("news") == 1);
-    let mut published = 0;
-    let publish = |count: u64| {
-        for _ in 0..count {
+    let (mut published, mut heard, mut rounds_left) = (0, 0, 3);
+    while rounds_left > 0 {
+        assert!(published < (FLOOD_BYTES / 9000) as u64, "the outbox was never full");
+        for _ in 0..50 {
             server.handle.publish("news", &[7; 9000]).expect("room");
         }
-        count
-    };
-    while server.counters().dropped_newest == 0 {
-        assert!(published < (FLOOD_BYTES / 9000) as u64, "the outbox was never full");
-        published += publish(1);
-    }
-    let mut heard = 0;
-    for _ in 0..3 {
-        published += publish(50);
+        published += 50;
         server.eventually("the last", |counters| counters.deliveries + counters.dropped_newest == published);
         let dropped = server.counters().dropped_newest;
+        rounds_left -= usize::from(dropped > 0);
         while heard < dropped {
             let more = collect(&told, 1)[0];
             assert!(more > heard, "{more} after {heard}");
@@ -335,6 +330,30 @@ fn a_full_outbox_of_a_peer_that_never_reads_ends_it(driver: Driver) {
         let counters = server.stop(Duration::from_secs(5));
         assert_eq!((counters.closed_outbox_full, counters.connections_closed), (1, 1));
     }
+}
+
+fn who_never_reads_can_be_cut_off(driver: Driver) {
+    let (tell, told) = mpsc::channel();
+    let mut config = tight(driver, OutboxFull::DropNewest);
+    // Longer than anybody waits here.
+    config.close_timeout = Duration::from_secs(600);
+    let (end, ended) = mpsc::channel();
+    let server = Server::start(config, move |_| {
+        let end = end.clone();
+        sender(&tell)
+            .on_dropped(|connection| {
+                connection.close(CloseCode::TRY_AGAIN_LATER, "you do not read");
+                connection.abort("and did not");
+            })
+            .on_close(move |_, reason| end.send(reason.code).expect("the test listens"))
+    });
+    let mut client = Client::connect_narrow(server.address, 32 * 1024);
+    fill(&mut client, &told, 3000);
+    server.eventually("the end of the connection", |counters| counters.connections_current == 0);
+    let counters = server.stop(Duration::from_secs(5));
+    assert!(counters.dropped_unsent > 0, "{counters:?}");
+    assert_eq!(collect(&ended, 1), [CloseCode::TRY_AGAIN_LATER]);
+    assert_eq!((counters.connections_closed, counters.timeouts_close), (1, 0));
 }
 
 fn an_outbox_filled_on_open_follows_the_answer_to_the_upgrade(driver: Driver) {

@@ -1,6 +1,7 @@
 //! Starting and ending: errors that name their cause, and nothing left running after them.
 
 use std::{
+    io::Read,
     net::{TcpListener, TcpStream},
     sync::{
         Arc,
@@ -11,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ringwire::{CloseCode, ConfigError, Cores, Driver, Engine, Error, Gone, OutboxFull, SendStatus};
+use ringwire::{
+    CloseCode, CloseReason, ConfigError, Cores, Driver, Engine, Error, Gone, Initiator, OutboxFull,
+    SendStatus,
+};
 
 use crate::{
     client::{Client, eventually},
@@ -30,6 +34,7 @@ on_both_drivers!(
     every_shard_has_its_own_handler,
     an_id_of_another_engine_reaches_nobody,
     a_signal_that_is_handled_disturbs_nobody,
+    an_abort_sends_nothing_more,
 );
 
 fn start(config: ringwire::Config) -> Result<Engine, Error> {
@@ -207,4 +212,33 @@ fn a_signal_that_is_handled_disturbs_nobody(driver: Driver) {
     });
     signal_hook::low_level::unregister(handler);
     server.stop(Duration::from_secs(1));
+}
+
+fn an_abort_sends_nothing_more(driver: Driver) {
+    let (tell, told) = mpsc::channel();
+    let server = Server::start(config(driver), move |_| {
+        let tell = tell.clone();
+        Script::echo()
+            .on_message(|connection, message| {
+                assert!(connection.send(message).is_sent());
+                connection.abort("enough");
+                assert!(!connection.is_open());
+                assert_eq!(connection.send(message), SendStatus::Dropped);
+            })
+            .on_close(move |_, reason| tell.send(reason.clone()).expect("the test listens"))
+    });
+    // One that is copied, one that would be sent from where it lies, and one that comes in pieces.
+    for bytes in [20, 5000, 700_000] {
+        let mut client = server.connect();
+        client.send_binary(&vec![1; bytes]);
+        let mut received = Vec::new();
+        let _reset = client.stream.read_to_end(&mut received);
+        assert!(received.is_empty(), "{} bytes", received.len());
+        let reason =
+            CloseReason { code: CloseCode::ABNORMAL, reason: "enough".into(), initiator: Initiator::Local };
+        assert_eq!(collect(&told, 1), [reason]);
+    }
+    server.eventually("the end of all", |counters| counters.connections_current == 0);
+    let counters = server.stop(Duration::from_secs(5));
+    assert_eq!((counters.connections_closed, counters.dropped_closing, counters.dropped_unsent), (3, 3, 3));
 }

@@ -126,6 +126,12 @@ impl Shared {
         if random.chance(odds.pause) {
             self.pause(connection);
         }
+        if random.chance(odds.handler_abort) {
+            self.model.borrow().narrate(|| format!("client {peer}: the handler aborts"));
+            connection.abort("enough of it");
+            self.note_close(peer, CloseCode::ABNORMAL);
+            self.model.borrow_mut().records[peer].aborted = true;
+        }
         if random.chance(odds.handler_close) {
             let code = CloseCode::new(*random.one_of(&[1000, 1001, 1005, 1011, 3000, 4999, 5000]));
             self.model.borrow().narrate(|| format!("client {peer}: the handler closes with {code}"));

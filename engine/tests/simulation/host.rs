@@ -16,7 +16,7 @@ use std::{
 use ringwire::{
     CloseCode, ConnectionId, Counters, Upgrade,
     buffer::{HEADROOM_BYTES, SendBuffer},
-    connection::{Endpoint, Output, Timestamp},
+    connection::{Endpoint, Output, Phase, Timestamp},
     shard::{MeshSeat, Shard, TICK_MILLIS, TopicLimits, TopicRegistry},
 };
 
@@ -215,7 +215,9 @@ impl Host {
         }
         let Some(buffer) = transport.sending.take() else { return false };
         let id = transport.id;
-        if failed || closing && self.shared.random.chance(50) {
+        if self.is_cut_off(id) {
+            self.shard.handle_sent(id, buffer, 0);
+        } else if failed || closing && self.shared.random.chance(50) {
             self.shard.handle_sent(id, buffer, 0);
             self.shard.handle_transport_error(id, "send failed");
         } else {
@@ -268,6 +270,8 @@ impl Host {
         self.shared.model.borrow_mut().tally.bytes_received += received as u64;
         let relayed = self.shard.handle_received(id, input, now);
         self.observe_all();
+        let is_lost = relayed.is_some() && self.is_cut_off(id);
+        self.shared.model.borrow_mut().check(peer, !is_lost, "nothing is relayed of one that is cut off");
         let Some(range) = relayed else { return };
         let frame = &input[range];
         let bytes = if self.shared.random.chance(20) { 0 } else { self.shared.random.share(frame.len()) };
@@ -481,6 +485,11 @@ impl Host {
         let as_expected = told == u64::from(drains) || model.borrow().records[peer].skips_pongs;
         model.borrow_mut().check(peer, as_expected, "a drain is told when the low mark is reached");
         reported
+    }
+
+    /// Nothing is to leave any more.
+    fn is_cut_off(&self, id: ConnectionId) -> bool {
+        self.shard.endpoint(id).is_none_or(|endpoint| endpoint.phase() == Phase::Closed)
     }
 
     fn observe(&mut self, at: usize) {

@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 
 use ringwire::{
     CloseCode, CloseReason, Initiator, OutboxFull, SendStatus,
-    connection::{Endpoint, Settings, Timestamp},
+    connection::{Endpoint, Phase, Settings, Timestamp},
     protocol::frame::frame_bytes,
 };
 
@@ -47,6 +47,8 @@ pub(crate) struct Record {
     pub(crate) congested: bool,
     /// This side has begun to close.
     pub(crate) must_close: bool,
+    /// The handler has cut the connection off.
+    pub(crate) aborted: bool,
     /// When the last message in either direction was queued or delivered.
     pub(crate) last_message: Timestamp,
     /// The codes that this side may have closed with.
@@ -370,8 +372,8 @@ impl Model {
             // What publications do to the outbox is not seen one by one.
             record.congested = endpoint.outbox().is_congested();
         }
-        let ignored = record.must_close && is_open;
-        self.check(peer, !ignored, "a close or a panic of the handler's ends the connection");
+        let ignored = record.must_close && is_open || record.aborted && endpoint.phase() < Phase::Closed;
+        self.check(peer, !ignored, "a close, an abort or a panic of the handler's ends the connection");
         if bytes > limits.bytes_max + CONTROL_BYTES_MAX {
             self.fail(peer, format!("{bytes} bytes in an outbox of {}", limits.bytes_max));
         }

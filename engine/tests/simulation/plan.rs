@@ -56,6 +56,7 @@ pub(crate) struct Odds {
     /// Of pings on either side: they come by the dozen.
     pub(crate) ping_flood: usize,
     pub(crate) handler_close: usize,
+    pub(crate) handler_abort: usize,
     pub(crate) panic: usize,
     pub(crate) spawn: usize,
     pub(crate) defer: usize,
@@ -176,6 +177,7 @@ fn odds(random: &Random) -> Odds {
         user_ping: some(30, 20),
         ping_flood: some(30, 50),
         handler_close: some(25, 10),
+        handler_abort: some(10, 5),
         panic: some(15, 3),
         spawn: some(20, 10),
         defer: some(40, 100),

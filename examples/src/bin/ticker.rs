@@ -62,7 +62,9 @@ impl Handler for Ticker {
     fn on_message(&mut self, _: &mut Connection<'_, Reader>, _: Message<'_>) {}
 
     fn on_dropped(&mut self, connection: &mut Connection<'_, Reader>) {
-        if !std::mem::replace(&mut connection.session_mut().is_behind, true) {
+        // It may have caught up since.
+        let is_behind = connection.outbox_bytes() > 0;
+        if is_behind && !std::mem::replace(&mut connection.session_mut().is_behind, true) {
             tracing::info!(id = %connection.id(), "reads slowly: gets the newest values only");
         }
     }
