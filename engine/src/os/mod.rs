@@ -9,7 +9,7 @@ mod listener;
 mod ring;
 mod send_batch;
 mod socket;
-mod ticker;
+mod timer;
 
 pub(crate) use clock::Clock;
 pub(crate) use event::Event;
@@ -17,4 +17,4 @@ pub(crate) use listener::Listener;
 pub(crate) use ring::{RingFlags, RingHandle, probe_ring};
 pub(crate) use send_batch::SendBatch;
 pub(crate) use socket::{Direction, Readiness, Socket};
-pub(crate) use ticker::Ticker;
+pub(crate) use timer::Timer;

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     buffer::{HEADROOM_BYTES, LeasePool},
     connection::Timestamp,
-    os::{Clock, Event, Listener, RingHandle, SendBatch, Socket, Ticker},
+    os::{Clock, Event, Listener, RingHandle, SendBatch, Socket, Timer},
     protocol::CloseCode,
     shard::{
         Connection, ConnectionId, Counters, Handler, LocalError, LocalShard, RESERVED_SLOTS_MAX, Shard,
@@ -248,7 +248,7 @@ impl<H: Handler> Worker<H> {
         let mailbox = Arc::clone(&self.mailboxes[self.index]);
         let open = || {
             let listener = Socket::new(listener.as_fd().try_clone_to_owned()?)?;
-            let ticker = Ticker::new(Duration::from_millis(TICK_MILLIS))?;
+            let ticker = Timer::every(Duration::from_millis(TICK_MILLIS))?;
             let ticks = Socket::new(ticker.as_fd().try_clone_to_owned()?)?;
             Ok((mailbox.bell().signal().as_socket()?, listener, self.turns.as_socket()?, (ticker, ticks)))
         };
@@ -324,7 +324,7 @@ impl<H: Handler> Worker<H> {
         TaskGuard(Rc::clone(&self.tasks))
     }
 
-    async fn tick(self: Rc<Self>, (ticker, watched): (Ticker, Socket)) {
+    async fn tick(self: Rc<Self>, (ticker, watched): (Timer, Socket)) {
         let mut ticks = 0u64;
         while !self.ended.get() {
             match watched.readable().await {

@@ -16,12 +16,12 @@ use rustix::{
 
 /// Becomes readable once in a period.
 #[derive(Debug)]
-pub(crate) struct Ticker(OwnedFd);
+pub(crate) struct Timer(OwnedFd);
 
-impl Ticker {
+impl Timer {
     /// # Panics
     /// When the period is centuries long.
-    pub(crate) fn new(period: Duration) -> io::Result<Self> {
+    pub(crate) fn every(period: Duration) -> io::Result<Self> {
         let ticker =
             timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
         let period = Timespec::try_from(period).expect("a period that can be waited for");
@@ -36,7 +36,7 @@ impl Ticker {
     }
 }
 
-impl AsFd for Ticker {
+impl AsFd for Timer {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
