@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     connection::Timestamp,
-    os::{Clock, Event, Listener},
+    os::{Clock, Event, Listener, Timer},
     runtime::{Backend, DriverChoice, Mailbox, Transport, Worker, WorkerSettings, build, settle},
     shard::{Counters, Handler, MeshSeat, Shard, TopicRegistry},
 };
@@ -282,8 +282,8 @@ fn run_shard<H: Handler>(
     if !pin(seat.info.core) {
         tracing::warn!(core = seat.info.core, "the shard could not be pinned");
     }
-    let built = build(&seat.backend).and_then(|transport| Ok((transport, Event::new()?)));
-    let (Transport { mut runtime, ring, sends }, turns) = match built {
+    let built = build(&seat.backend).and_then(|transport| Ok((transport, Event::new()?, Timer::new()?)));
+    let (Transport { mut runtime, ring, sends }, turns, windows) = match built {
         Ok(built) => built,
         Err(error) => {
             let _ = ready.send(Err(error));
@@ -312,6 +312,7 @@ fn run_shard<H: Handler>(
         mailboxes: seat.mailboxes,
         index: seat.info.index,
         turns,
+        windows,
     };
     let ready = move |opened| drop(ready.send(opened));
     runtime.block_on(async {

@@ -7,7 +7,7 @@ use std::{
     cell::UnsafeCell,
     future::Future,
     io,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     rc::Rc,
 };
 
@@ -47,6 +47,11 @@ impl Socket {
     pub(crate) fn new(descriptor: OwnedFd) -> io::Result<Self> {
         let stream = UnixStream::from_std(descriptor.into())?;
         Ok(Self(Rc::new(UnsafeCell::new(stream))))
+    }
+
+    /// Another descriptor of `watched`, to wait with until it is readable.
+    pub(crate) fn watch(watched: &impl AsFd) -> io::Result<Self> {
+        Self::new(watched.as_fd().try_clone_to_owned()?)
     }
 
     /// Receives into a leased buffer through the ring. To be polled to its end: dropping it would lose bytes.

@@ -1,8 +1,9 @@
 //! The only asynchronous code: monoio tasks that move bytes between the kernel and a shard.
 //!
 //! One [`Worker`] per core. Its tasks are: one that accepts, one per connection, one that ticks, one that
-//! wakes those who gave way, and the user's futures. The loop order of a turn: completions wake tasks; a task
-//! feeds its shard; when all have run, what came of it is sent, for all connections together.
+//! wakes those who gave way, one that closes windows, and the user's futures. The loop order of a turn:
+//! completions wake tasks; a task feeds its shard; when all have run, what came of it is sent, for all
+//! connections together.
 
 mod accept;
 mod connection;
@@ -11,6 +12,7 @@ mod mailbox;
 mod sending;
 mod spawn;
 mod turns;
+mod windows;
 mod worker;
 
 pub(crate) use driver::{Backend, DriverChoice, Transport, build};

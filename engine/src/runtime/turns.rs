@@ -44,7 +44,7 @@ impl Turns {
     }
 
     pub(super) fn as_socket(&self) -> io::Result<Socket> {
-        self.event.as_socket()
+        Socket::watch(&self.event)
     }
 
     /// Wakes the task behind `waker` when the driver has been asked what else there is. The turn is to

@@ -8,7 +8,6 @@ use std::{
     cell::{Cell, RefCell},
     future::{Future, poll_fn},
     io,
-    os::fd::AsFd,
     pin::pin,
     rc::{Rc, Weak},
     sync::Arc,
@@ -21,7 +20,7 @@ use super::{
     connection::HotConnection,
     mailbox::{Command, Mailbox},
     sending::{ConnectionTask, Effects},
-    spawn, turns,
+    spawn, turns, windows,
 };
 use crate::{
     buffer::{HEADROOM_BYTES, LeasePool},
@@ -63,6 +62,8 @@ pub(crate) struct WorkerSettings {
     pub(crate) index: usize,
     /// Signalled and awaited by the worker itself.
     pub(crate) turns: Event,
+    /// Tells when the time of a topic's window is over.
+    pub(crate) windows: Timer,
 }
 
 /// Counts a task as running.
@@ -93,6 +94,7 @@ pub(crate) struct Worker<H: Handler> {
     pub(super) sends: RefCell<SendBatch<ConnectionId>>,
     pub(super) futures: spawn::Futures,
     pub(super) turns: turns::Turns,
+    pub(super) windows: windows::Windows,
     clock: Clock,
     pub(super) ended: Cell<bool>,
     /// Tasks of the worker's own that are still running.
@@ -126,6 +128,7 @@ impl<H: Handler> Worker<H> {
             sends: RefCell::new(settings.sends),
             futures: spawn::Futures::default(),
             turns: turns::Turns::new(settings.turns),
+            windows: windows::Windows::new(settings.windows),
             clock: settings.clock,
             ended: Cell::new(false),
             tasks: Rc::default(),
@@ -190,7 +193,7 @@ impl<H: Handler> Worker<H> {
             if woken { counters.wakes.add(1) } else { counters.wakes_elided.add(1) }
         }
         while let Some((topic, window)) = shard.poll_window() {
-            self.spawn_task(Rc::clone(self).close_window(topic, window));
+            self.windows.open(topic, window);
         }
         drop(shard);
         if waiting && !self.ended.get() && !self.retrying.replace(true) {
@@ -226,18 +229,6 @@ impl<H: Handler> Worker<H> {
         &self.mailboxes[self.index]
     }
 
-    async fn close_window(self: Rc<Self>, topic: u32, window: Duration) {
-        let mut left = window;
-        // Not longer at a time than a stop may wait for it.
-        while !left.is_zero() && !self.ended.get() {
-            let nap = left.min(Duration::from_millis(TICK_MILLIS));
-            monoio::time::sleep(nap).await;
-            left -= nap;
-        }
-        self.begin_turn();
-        self.shard.borrow_mut().close_window(topic);
-    }
-
     async fn retry(self: Rc<Self>) {
         monoio::time::sleep(RETRY).await;
         self.retrying.set(false);
@@ -247,12 +238,13 @@ impl<H: Handler> Worker<H> {
     async fn control(self: Rc<Self>, listener: Listener, ready: impl FnOnce(io::Result<()>)) {
         let mailbox = Arc::clone(&self.mailboxes[self.index]);
         let open = || {
-            let listener = Socket::new(listener.as_fd().try_clone_to_owned()?)?;
+            let listener = Socket::watch(&listener)?;
             let ticker = Timer::every(Duration::from_millis(TICK_MILLIS))?;
-            let ticks = Socket::new(ticker.as_fd().try_clone_to_owned()?)?;
-            Ok((mailbox.bell().signal().as_socket()?, listener, self.turns.as_socket()?, (ticker, ticks)))
+            let ticks = Socket::watch(&ticker)?;
+            let mailbox = Socket::watch(mailbox.bell().signal())?;
+            Ok((mailbox, listener, self.turns.as_socket()?, self.windows.as_socket()?, (ticker, ticks)))
         };
-        let (mailbox_socket, listener_socket, turns_socket, ticker) = match open() {
+        let (mailbox_socket, listener_socket, turns_socket, windows_socket, ticker) = match open() {
             Ok(opened) => opened,
             Err(error) => return ready(Err(error)),
         };
@@ -261,6 +253,7 @@ impl<H: Handler> Worker<H> {
         self.spawn_task(accept::accept(Rc::clone(&self), Rc::clone(&listener), listener_socket));
         self.spawn_task(Rc::clone(&self).tick(ticker));
         self.spawn_task(turns::serve(Rc::clone(&self), turns_socket));
+        self.spawn_task(windows::serve(Rc::clone(&self), windows_socket));
         let deadline = loop {
             if let Err(error) = mailbox_socket.readable().await {
                 tracing::error!(%error, "the mailbox is broken");
@@ -392,6 +385,7 @@ impl<H: Handler> Worker<H> {
         self.futures.end();
         self.ended.set(true);
         self.turns.end();
+        self.windows.end();
         while self.tasks.get() > 0 || !self.shard.borrow().is_empty() {
             monoio::time::sleep(SETTLE).await;
             let _ = self.obey(self.mailbox());
@@ -417,12 +411,5 @@ impl<H: Handler> LocalShard<H::Session> for Worker<H> {
         drop(shard);
         self.begin_turn();
         Ok(())
-    }
-}
-
-impl Event {
-    /// A socket of this thread's runtime to wait for the event with.
-    pub(super) fn as_socket(&self) -> io::Result<Socket> {
-        Socket::new(self.as_fd().try_clone_to_owned()?)
     }
 }

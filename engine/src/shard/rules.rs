@@ -25,8 +25,8 @@ pub struct TopicSettings {
     pub full: Option<OutboxFull>,
     /// Whether newer publications replace older ones. Default: off.
     pub conflation: Conflation,
-    /// Gathers publications for this long and delivers them together: fewer sends, more latency.
-    /// Milliseconds count. Default: off, a publication leaves at the end of the turn.
+    /// Gathers publications for this long, as exactly as the kernel's timers go, and delivers them together:
+    /// fewer sends, more latency. Default: off, a publication leaves at the end of the turn.
     ///
     /// A publication above 8 KiB ends the gathering, and where [`Conflation::Latest`] replaces what waits,
     /// nothing is gathered.

@@ -14,6 +14,7 @@ on_both_drivers!(
     windows_of_two_shards_lose_nothing_to_newcomers,
     an_open_window_does_not_hold_up_a_stop,
     a_window_that_is_full_leaves_at_once,
+    a_window_is_not_held_up_by_one_that_opened_before,
 );
 
 fn a_window_delivers_everything_in_order(driver: Driver) {
@@ -57,6 +58,20 @@ fn a_window_that_is_full_leaves_at_once(driver: Driver) {
         topics.server.handle.publish("hour/news", &payload).expect("room");
     }
     clients.iter_mut().for_each(|client| expect(client, vec![payload.clone(); 5]));
+}
+
+fn a_window_is_not_held_up_by_one_that_opened_before(driver: Driver) {
+    let topics = Topics::start(config(driver));
+    let mut client = topics.connect_on(0);
+    let names = ["hour/news", "window/news"];
+    names.iter().for_each(|name| subscribe(&mut client, name));
+    for round in 0..5 {
+        // The first stays open until a newcomer has it flushed.
+        names.iter().for_each(|name| client.send_text(&format!("all {name} {name} {round}")));
+        expect(&mut client, [format!("window/news {round}")]);
+        subscribe(&mut topics.connect_on(0), "hour/news");
+        expect(&mut client, [format!("hour/news {round}")]);
+    }
 }
 
 fn an_open_window_does_not_hold_up_a_stop(driver: Driver) {
