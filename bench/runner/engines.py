@@ -27,6 +27,7 @@ class Engine:
     settings: str
     start: dict
     folder: pathlib.Path | None = None
+    quick: bool = True
     missing: str = ""
     places: dict = field(default_factory=dict)
 
@@ -53,13 +54,16 @@ def load(bench, target, version, compared):
     """Every engine there is: our own first, as it is and as of the commits `compared`, then the peers by name."""
     own = tomllib.loads((bench / "engines.toml").read_text())["engine"]
     engines = [
-        Engine(e["name"], e["title"], e["language"], version, e["settings"], e["start"], places=places_in(target))
+        Engine(
+            e["name"], e["title"], e["language"], version, e["settings"], e["start"], quick=e.get("quick", True),
+            places=places_in(target),
+        )
         for e in own
     ]
     engines += [
         Engine(
             f"{e['name']}@{commit}", f"{e['title']} at {commit}", e["language"], commit, e["settings"], e["start"],
-            places=places_in(folder_of(target, commit)),
+            quick=e.get("quick", True), places=places_in(folder_of(target, commit)),
         )
         for commit in compared
         for e in own

@@ -173,6 +173,8 @@ class Session:
         """Whether the engine is measured without being asked for."""
         if "engines" in scenario and engine.name.partition("@")[0] not in scenario["engines"]:
             return False
+        if self.options.quick and not engine.quick:
+            return False
         return scenario.get("field", False) or not self.is_of_the_field(engine)
 
     def rounds_of(self, scenario):
