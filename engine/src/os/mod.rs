@@ -7,14 +7,14 @@ mod clock;
 mod event;
 mod listener;
 mod ring;
-mod send_batch;
 mod socket;
+mod socket_ring;
 mod timer;
 
 pub(crate) use clock::Clock;
 pub(crate) use event::Event;
 pub(crate) use listener::Listener;
 pub(crate) use ring::{RingFlags, RingHandle, probe_ring};
-pub(crate) use send_batch::SendBatch;
 pub(crate) use socket::{Direction, Readiness, Socket};
+pub(crate) use socket_ring::SocketRing;
 pub(crate) use timer::Timer;

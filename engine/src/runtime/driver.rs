@@ -5,7 +5,7 @@ use std::{future::Future, io};
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder, time::TimeDriver};
 
 use crate::{
-    os::{RingFlags, RingHandle, SendBatch, probe_ring},
+    os::{RingFlags, RingHandle, SocketRing, probe_ring},
     shard::ConnectionId,
 };
 
@@ -58,7 +58,7 @@ pub(crate) struct Transport {
     pub(crate) runtime: Runtime,
     /// The ring that the runtime works on, when there is one that can be reached and cancels what is pending.
     pub(crate) ring: Option<RingHandle>,
-    pub(crate) sends: SendBatch<ConnectionId>,
+    pub(crate) sends: SocketRing<ConnectionId>,
 }
 
 /// A runtime of either kind.
@@ -73,7 +73,7 @@ pub(crate) fn build(backend: &Backend) -> io::Result<Transport> {
         Backend::Epoll { .. } => {
             let runtime = RuntimeBuilder::<LegacyDriver>::new().enable_timer().build()?;
             let runtime = Runtime::Epoll(Box::new(runtime));
-            Ok(Transport { runtime, ring: None, sends: SendBatch::without_ring() })
+            Ok(Transport { runtime, ring: None, sends: SocketRing::without_ring() })
         }
         Backend::IoUring(flags) => {
             let builder = RuntimeBuilder::<IoUringDriver>::new()
@@ -83,7 +83,7 @@ pub(crate) fn build(backend: &Backend) -> io::Result<Transport> {
             let (runtime, ring) = RingHandle::capture(|| builder.build());
             let runtime = Runtime::IoUring(Box::new(runtime?));
             let ring = ring.filter(RingHandle::can_cancel);
-            Ok(Transport { runtime, ring, sends: SendBatch::with_ring(*flags) })
+            Ok(Transport { runtime, ring, sends: SocketRing::with_ring(*flags) })
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use super::Worker;
 use crate::{
     buffer::SendBuffer,
-    os::{SendBatch, Socket},
+    os::{Socket, SocketRing},
     shard::{ConnectionId, Handler, Shard},
 };
 
@@ -92,7 +92,7 @@ struct Round<'a, H: Handler> {
 
 impl<H: Handler> Round<'_, H> {
     /// Sends what connection `id` has, or queues it in `sends` if it is little.
-    fn send(&mut self, id: ConnectionId, sends: &mut SendBatch<ConnectionId>) {
+    fn send(&mut self, id: ConnectionId, sends: &mut SocketRing<ConnectionId>) {
         let mut bytes_left = TURN_SEND_BYTES_MAX;
         while bytes_left > 0 {
             let Some(Some(task)) = self.connections.get(id.index()) else { return };
@@ -111,7 +111,7 @@ impl<H: Handler> Round<'_, H> {
         self.wake_if_needed(id, bytes_left == 0);
     }
 
-    fn finish(&mut self, sends: &mut SendBatch<ConnectionId>) {
+    fn finish(&mut self, sends: &mut SocketRing<ConnectionId>) {
         for (id, buffer, result) in sends.send_all() {
             self.effects.called |= self.shard.handle_send_result(id, buffer, result);
             self.wake_if_needed(id, false);

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     buffer::{HEADROOM_BYTES, LeasePool},
     connection::Timestamp,
-    os::{Clock, Event, Listener, RingHandle, SendBatch, Socket, Timer},
+    os::{Clock, Event, Listener, RingHandle, Socket, SocketRing, Timer},
     protocol::CloseCode,
     shard::{
         Connection, ConnectionId, Counters, Handler, LocalError, LocalShard, RESERVED_SLOTS_MAX, Shard,
@@ -56,7 +56,7 @@ pub(crate) struct WorkerSettings {
     /// Then active connections receive through the ring.
     pub(crate) on_io_uring: bool,
     pub(crate) ring: Option<RingHandle>,
-    pub(crate) sends: SendBatch<ConnectionId>,
+    pub(crate) sends: SocketRing<ConnectionId>,
     pub(crate) clock: Clock,
     pub(crate) mailboxes: Arc<[Arc<Mailbox>]>,
     pub(crate) index: usize,
@@ -91,7 +91,7 @@ pub(crate) struct Worker<H: Handler> {
     /// The task of each connection, by slot.
     pub(super) connections: RefCell<Vec<Option<ConnectionTask>>>,
     /// Collects what is sent at the end of a turn.
-    pub(super) sends: RefCell<SendBatch<ConnectionId>>,
+    pub(super) sends: RefCell<SocketRing<ConnectionId>>,
     pub(super) futures: spawn::Futures,
     pub(super) turns: turns::Turns,
     pub(super) windows: windows::Windows,

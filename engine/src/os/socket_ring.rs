@@ -23,7 +23,7 @@ const FEW: usize = 2;
 const WAIT_ALL: SendFlags = SendFlags::from_bits_retain(0x100);
 
 /// Collects sends, each with a tag of the caller's, and carries them out together.
-pub(crate) struct SendBatch<T> {
+pub(crate) struct SocketRing<T> {
     /// Without one, each send is a system call.
     ring: Option<IoUring>,
     queued: Vec<Queued<T>>,
@@ -37,7 +37,7 @@ struct Queued<T> {
     result: Option<io::Result<usize>>,
 }
 
-impl<T> SendBatch<T> {
+impl<T> SocketRing<T> {
     /// A batch whose sends are carried out one by one.
     pub(crate) fn without_ring() -> Self {
         Self { ring: None, queued: Vec::with_capacity(BATCH_MAX) }
@@ -126,10 +126,10 @@ fn build_ring(builder: &Builder) -> io::Result<IoUring> {
     build_apart(|| builder.clone().setup_submit_all().build(BATCH_MAX as u32))
 }
 
-impl<T> std::fmt::Debug for SendBatch<T> {
+impl<T> std::fmt::Debug for SocketRing<T> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let has_ring = self.ring.is_some();
-        formatter.debug_struct("SendBatch").field("has_ring", &has_ring).finish_non_exhaustive()
+        formatter.debug_struct("SocketRing").field("has_ring", &has_ring).finish_non_exhaustive()
     }
 }
 
@@ -143,13 +143,13 @@ mod tests {
     use crate::os::probe_ring;
 
     /// Runs `test` with a batch that has a ring, where there can be one, and with one that has none.
-    fn with_each(test: impl Fn(SendBatch<usize>)) {
+    fn with_each(test: impl Fn(SocketRing<usize>)) {
         let mut runtime = RuntimeBuilder::<LegacyDriver>::new().build().expect("a runtime");
         runtime.block_on(async {
             if let Ok(flags) = probe_ring() {
-                test(SendBatch::with_ring(flags));
+                test(SocketRing::with_ring(flags));
             }
-            test(SendBatch::without_ring());
+            test(SocketRing::without_ring());
         });
     }
 
