@@ -50,7 +50,7 @@ const IO_NAMES: &[&str] = &[
 const IO_MODULES: &[&str] = &["env", "fs", "process", "thread"];
 
 /// Of the engine, and the one program that submits to a ring of its own.
-const UNSAFE_ROOMS: &[&str] = &["buffer/", "mesh/spsc", "os/", "simd/", "bench/src/bin/floor.rs"];
+const UNSAFE_ROOMS: &[&str] = &["mesh/spsc", "os/", "simd/", "bench/src/bin/floor.rs"];
 /// Where the files of one machine are.
 const HOMES: &[&str] = &["home", "root", "Users", "work"];
 const LINES_MAX: usize = 500;

@@ -8,8 +8,6 @@
 
 use std::{cell::RefCell, fmt, rc::Rc};
 
-use monoio::buf::{IoBuf, IoBufMut};
-
 /// Bytes in front of every receive buffer for what an earlier read left over (an incomplete frame header or
 /// control frame, RFC 6455 section 5.2: at most 14 + 125 bytes), so that decoding always sees contiguous
 /// bytes.
@@ -88,7 +86,7 @@ impl LeasePool {
     #[must_use]
     pub fn lease(&self, class: BufferClass) -> Option<Lease> {
         let bytes = self.shared.borrow_mut().take(class)?;
-        Some(Lease { bytes, filled: 0, class, pool: self.clone() })
+        Some(Lease { bytes, class, pool: self.clone() })
     }
 
     /// How many buffers are out on lease.
@@ -157,7 +155,6 @@ impl Shared {
 /// A receive buffer on lease: the kernel fills it behind the headroom.
 pub struct Lease {
     bytes: Box<[u8]>,
-    filled: usize,
     class: BufferClass,
     pool: LeasePool,
 }
@@ -169,9 +166,17 @@ impl Lease {
         self.class
     }
 
-    /// The headroom and, behind it, what was received.
-    pub fn received(&mut self) -> &mut [u8] {
-        &mut self.bytes[..HEADROOM_BYTES + self.filled]
+    /// Where a receive is to write. On the heap: it stays in its place when the lease is moved.
+    pub fn room(&mut self) -> &mut [u8] {
+        &mut self.bytes[HEADROOM_BYTES..]
+    }
+
+    /// The headroom and, behind it, the `bytes` that were received.
+    ///
+    /// # Panics
+    /// When there was no room for so many.
+    pub fn received(&mut self, bytes: usize) -> &mut [u8] {
+        &mut self.bytes[..HEADROOM_BYTES + bytes]
     }
 }
 
@@ -185,36 +190,7 @@ impl Drop for Lease {
 
 impl fmt::Debug for Lease {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Lease").field("class", &self.class).field("filled", &self.filled).finish()
-    }
-}
-
-// SAFETY: the bytes are a heap allocation that does not move with the value, all of it initialised; the slice
-// named here lies inside it. monoio owns the lease until the kernel has completed the operation.
-unsafe impl IoBuf for Lease {
-    fn read_ptr(&self) -> *const u8 {
-        self.bytes[HEADROOM_BYTES..].as_ptr()
-    }
-
-    fn bytes_init(&self) -> usize {
-        self.filled
-    }
-}
-
-// SAFETY: as above; `bytes_total` is the length of the region that `write_ptr` starts, and the lease is the
-// only owner of it. `set_init` only notes how much was filled: every byte was initialised when the buffer was
-// allocated.
-unsafe impl IoBufMut for Lease {
-    fn write_ptr(&mut self) -> *mut u8 {
-        self.bytes[HEADROOM_BYTES..].as_mut_ptr()
-    }
-
-    fn bytes_total(&mut self) -> usize {
-        self.bytes.len() - HEADROOM_BYTES
-    }
-
-    unsafe fn set_init(&mut self, position: usize) {
-        self.filled = position.min(self.bytes.len() - HEADROOM_BYTES);
+        formatter.debug_struct("Lease").field("class", &self.class).finish_non_exhaustive()
     }
 }
 
@@ -247,9 +223,8 @@ mod tests {
     fn what_was_filled_stands_behind_the_headroom() {
         let pool = LeasePool::new(4096, 0);
         let mut lease = pool.lease(BufferClass::Small).expect("below the cap");
-        assert_eq!(lease.bytes_total(), BufferClass::Small.bytes());
-        // SAFETY: the whole buffer is initialised.
-        unsafe { lease.set_init(5) };
-        assert_eq!(lease.received().len(), HEADROOM_BYTES + 5);
+        assert_eq!(lease.room().len(), BufferClass::Small.bytes());
+        lease.room()[..5].copy_from_slice(b"hello");
+        assert_eq!(&lease.received(5)[HEADROOM_BYTES..], b"hello");
     }
 }

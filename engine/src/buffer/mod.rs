@@ -1,8 +1,8 @@
 //! Memory that the kernel reads and writes: receive buffers on lease, buffers being sent, frames shared by
 //! many.
 //!
-//! One of the few rooms where `unsafe` may live, because an operation in flight borrows memory from the type
-//! system's sight. It knows nothing of connections or of the protocol.
+//! It knows nothing of connections or of the protocol.
+#![forbid(unsafe_code)]
 
 mod cork;
 mod lease;

@@ -62,8 +62,8 @@ pub struct Config {
     pub topic_name_bytes_max: usize,
     /// Subscriptions per connection. Default: 1024.
     pub topics_per_connection_max: usize,
-    /// Memory for receive buffers per shard, in bytes. At the cap connections receive by readiness, without
-    /// a buffer of their own. Default: 64 MiB.
+    /// Memory for receive buffers per shard, in bytes. At the cap, and beyond 7,680 active ones, connections
+    /// receive by readiness, without a buffer of their own. Default: 64 MiB.
     pub buffer_bytes_max: usize,
     /// Receive buffers of 4 KiB that each shard allocates at start. Default: 256.
     pub buffers_preallocated: usize,

@@ -283,7 +283,7 @@ fn run_shard<H: Handler>(
         tracing::warn!(core = seat.info.core, "the shard could not be pinned");
     }
     let built = build(&seat.backend).and_then(|transport| Ok((transport, Event::new()?, Timer::new()?)));
-    let (Transport { mut runtime, ring, sends }, turns, windows) = match built {
+    let (Transport { mut runtime, sockets }, turns, windows) = match built {
         Ok(built) => built,
         Err(error) => {
             let _ = ready.send(Err(error));
@@ -306,8 +306,7 @@ fn run_shard<H: Handler>(
         buffer_bytes_max: config.buffer_bytes_max,
         buffers_preallocated: config.buffers_preallocated,
         on_io_uring: matches!(seat.backend, Backend::IoUring(_)),
-        ring,
-        sends,
+        sockets,
         clock,
         mailboxes: seat.mailboxes,
         index: seat.info.index,

@@ -7,14 +7,12 @@ use std::{
     cell::UnsafeCell,
     future::Future,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd},
     rc::Rc,
 };
 
-use monoio::{io::AsyncReadRent, net::UnixStream};
+use monoio::net::UnixStream;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
-
-use crate::buffer::Lease;
 
 /// How sure a wait for readiness is to be. It matters on epoll only, where being certain costs a call of
 /// `poll(2)` each time a flag is set.
@@ -54,12 +52,13 @@ impl Socket {
         Self::new(watched.as_fd().try_clone_to_owned()?)
     }
 
-    /// Receives into a leased buffer through the ring. To be polled to its end: dropping it would lose bytes.
-    pub(crate) fn receive(
-        &self,
-        lease: Lease,
-    ) -> impl Future<Output = (io::Result<usize>, Lease)> + use<> + 'static {
-        self.stream().read(lease)
+    /// Closes the descriptor by `close(2)`, unless a clone is left: the ring, through which a socket that is
+    /// dropped is closed, refuses to close a ring.
+    pub(crate) fn close(self) {
+        if let Ok(stream) = Rc::try_unwrap(self.0) {
+            // SAFETY: the stream has let go of the descriptor.
+            drop(unsafe { OwnedFd::from_raw_fd(stream.into_inner().into_raw_fd()) });
+        }
     }
 
     /// Waits until a receive would not block.

@@ -1,35 +1,65 @@
-//! Sending to many sockets with one system call: a second ring, on which nothing is ever pending.
+//! What a shard sends and receives through a ring of its own: many operations with one system call, and no
+//! task that is woken for each.
 //!
-//! Each send is asked not to wait (`MSG_DONTWAIT`), so the kernel carries it out or refuses it while it is
-//! being submitted, and says nothing where all was sent (`IOSQE_CQE_SKIP_SUCCESS`; with `MSG_WAITALL` a part
-//! is a failure). When the call returns, the kernel is done with every buffer.
+//! A send is asked not to wait (`MSG_DONTWAIT`), so the kernel carries it out or refuses it while it is being
+//! submitted, and says nothing where all was sent (`IOSQE_CQE_SKIP_SUCCESS`; with `MSG_WAITALL` a part is a
+//! failure). When the call returns, the kernel is done with every buffer that was to be sent.
 //!
-//! Invariant: while submissions are in the ring, they are the entries of `queued`, in their order, each with
-//! its number as user data; sockets and buffers stay there until the submissions have been carried out.
+//! A receive stays pending, and its lease is in `receives` until it has completed. The runtime waits for the
+//! ring as for any descriptor: it is readable while something has completed that was not taken.
 
-use std::io;
+use std::{
+    collections::VecDeque,
+    io, mem,
+    os::fd::{AsRawFd, BorrowedFd},
+};
 
-use io_uring::{Builder, IoUring, opcode::Send, squeue, types::Fd};
+use io_uring::{IoUring, opcode, squeue, types::Fd};
 use rustix::net::SendFlags;
+use slab::Slab;
 
-use super::{RingFlags, Socket, ring::build_apart};
-use crate::buffer::SendBuffer;
+use super::{RingFlags, Socket, ring::COMPLETION_ENTRIES};
+use crate::buffer::{Lease, SendBuffer};
 
 /// Sends that are carried out together at most.
 const BATCH_MAX: usize = 256;
-/// So many are carried out one by one: they cost less than a call for a ring.
+/// So many sends are carried out one by one, unless there is a call for receives anyway.
 const FEW: usize = 2;
+/// Operations that are submitted together at most.
+const SUBMISSION_ENTRIES: u32 = 512;
+/// Receives that are pending at most: there is room for what they complete with, for as many cancellations,
+/// and for sends that are refused. What finds none is kept back by the kernel, and would be missed.
+const RECEIVES_MAX: usize = COMPLETION_ENTRIES as usize / 2 - 2 * BATCH_MAX;
 /// `MSG_WAITALL` of linux/socket.h, which rustix has for receives only.
 const WAIT_ALL: SendFlags = SendFlags::from_bits_retain(0x100);
+/// In the user data of a send, with its number; that of a receive is its number alone.
+const OF_SEND: u64 = 1 << 62;
+/// The user data of what nobody asks about.
+const OF_NOTHING: u64 = 1 << 63;
+/// The error of a cancelled operation.
+pub(crate) const ECANCELED: i32 = 125;
 
-/// Collects sends, each with a tag of the caller's, and carries them out together.
+/// The number of a receive, until it has completed.
+pub(crate) type ReceiveNumber = usize;
+
+/// Sends that are collected and receives that are pending, each with a tag of the caller's.
 pub(crate) struct SocketRing<T> {
-    /// Without one, each send is a system call.
+    /// Without one, each send is a system call and nothing is received.
     ring: Option<IoUring>,
-    queued: Vec<Queued<T>>,
+    /// Whether sends go through it.
+    carries_sends: bool,
+    queued: Vec<QueuedSend<T>>,
+    receives: Slab<Receive<T>>,
+    /// Receives, cancellations and the like that have not been submitted.
+    unsubmitted: Vec<squeue::Entry>,
+    /// Receives that were found to have completed when something else was looked for, with what the kernel
+    /// said.
+    completed: VecDeque<(ReceiveNumber, i32)>,
+    /// The kernel has refused a submission, which stays in the ring: nothing more is submitted.
+    is_broken: bool,
 }
 
-struct Queued<T> {
+struct QueuedSend<T> {
     tag: T,
     socket: Socket,
     buffer: SendBuffer,
@@ -37,37 +67,157 @@ struct Queued<T> {
     result: Option<io::Result<usize>>,
 }
 
+struct Receive<T> {
+    tag: T,
+    lease: Lease,
+}
+
+/// A receive that has completed.
+#[derive(Debug)]
+pub(crate) struct Received<T> {
+    pub(crate) tag: T,
+    /// How many bytes are in the lease; none at the end of the stream.
+    pub(crate) result: io::Result<usize>,
+    pub(crate) lease: Lease,
+}
+
 impl<T> SocketRing<T> {
-    /// A batch whose sends are carried out one by one.
+    /// Sends are carried out one by one.
     pub(crate) fn without_ring() -> Self {
-        Self { ring: None, queued: Vec::with_capacity(BATCH_MAX) }
+        Self::new(None, false)
     }
 
-    /// A batch for this thread, with a ring if the kernel is able: Linux 6.1. Earlier ones do not say how
-    /// much of a buffer was sent.
+    fn new(ring: Option<IoUring>, carries_sends: bool) -> Self {
+        Self {
+            ring,
+            carries_sends,
+            queued: Vec::with_capacity(BATCH_MAX),
+            receives: Slab::new(),
+            unsubmitted: Vec::new(),
+            completed: VecDeque::new(),
+            is_broken: false,
+        }
+    }
+
+    /// With a ring for this thread, if the kernel gives one. Sends go through it from Linux 6.1 on: earlier
+    /// ones do not say how much of a buffer was sent.
     pub(crate) fn with_ring(flags: RingFlags) -> Self {
-        let ring = flags.defer_taskrun.then(|| build_ring(&IoUring::builder())).transpose();
-        let ring = ring.unwrap_or_else(|error| {
-            tracing::warn!(%error, "no ring for sends: each is a call of its own");
-            None
-        });
-        Self { ring, ..Self::without_ring() }
+        let carries_sends = flags.defer_taskrun;
+        // What is deferred is not seen by who waits for the descriptor.
+        let flags = RingFlags { defer_taskrun: false, ..flags };
+        let mut builder = flags.builder();
+        if carries_sends {
+            // What is behind a send that is refused is submitted all the same.
+            builder.setup_submit_all();
+        }
+        let ring = builder.build(SUBMISSION_ENTRIES);
+        if let Err(error) = &ring {
+            tracing::warn!(%error, "no ring for sends and receives: each is a call of its own");
+        }
+        Self::new(ring.ok(), carries_sends)
     }
 
-    /// As much is queued as is carried out together.
+    /// Whether it takes another receive.
+    pub(crate) fn has_room_for_receive(&self) -> bool {
+        self.ring.is_some() && !self.is_broken && self.receives.len() < RECEIVES_MAX
+    }
+
+    /// Receives are pending, or have completed and were not taken.
+    pub(crate) fn has_receives(&self) -> bool {
+        !self.receives.is_empty()
+    }
+
+    /// The kernel has refused a submission: what has completed is to be asked for without being told.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.is_broken
+    }
+
+    /// A socket that is readable while something has completed that was not taken. It is to be
+    /// [closed](Socket::close).
+    pub(crate) fn watch(&self) -> Option<io::Result<Socket>> {
+        let ring = self.ring.as_ref()?;
+        // SAFETY: the ring is open, and the descriptor is only borrowed for the time of duplicating it.
+        Some(Socket::watch(&unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) }))
+    }
+
+    /// As many sends are queued as are carried out together.
     pub(crate) fn is_full(&self) -> bool {
         self.queued.len() >= BATCH_MAX
     }
 
-    pub(crate) fn push(&mut self, tag: T, socket: &Socket, buffer: SendBuffer) {
-        self.queued.push(Queued { tag, socket: socket.clone(), buffer, result: None });
+    /// Queues a send.
+    pub(crate) fn push_send(&mut self, tag: T, socket: &Socket, buffer: SendBuffer) {
+        self.queued.push(QueuedSend { tag, socket: socket.clone(), buffer, result: None });
     }
 
-    /// Sends what is queued, and hands each buffer back with what the socket has taken of it.
-    pub(crate) fn send_all(&mut self) -> impl Iterator<Item = (T, SendBuffer, io::Result<usize>)> + '_ {
-        let submitted = if self.queued.len() > FEW { self.submit() } else { 0 };
-        for queued in self.queued.iter_mut().skip(submitted) {
+    /// Receives behind the sends that are [carried out](Self::carry_out) in this turn. The socket is to stay
+    /// open until the receive has been [taken](Self::take).
+    pub(crate) fn push_receive(&mut self, tag: T, socket: &Socket, mut lease: Lease) -> ReceiveNumber {
+        let room = lease.room();
+        let receive = opcode::Recv::new(Fd(socket.raw()), room.as_mut_ptr(), room.len() as u32).build();
+        // The bytes stay in their place when the lease is moved.
+        let number = self.receives.insert(Receive { tag, lease });
+        self.unsubmitted.push(receive.user_data(number as u64));
+        number
+    }
+
+    /// The receives that have not been taken.
+    pub(crate) fn receives(&self) -> impl Iterator<Item = (ReceiveNumber, &T)> {
+        self.receives.iter().map(|(number, receive)| (number, &receive.tag))
+    }
+
+    /// Asks for the end of a receive: it completes with what it has received just then, or with ECANCELED.
+    pub(crate) fn cancel(&mut self, number: ReceiveNumber) {
+        self.unsubmitted.push(opcode::AsyncCancel::new(number as u64).build().user_data(OF_NOTHING));
+    }
+
+    /// Has something complete, for whoever waits.
+    pub(crate) fn wake(&mut self) {
+        self.push_nothing();
+        self.submit(0);
+    }
+
+    fn push_nothing(&mut self) {
+        self.unsubmitted.push(opcode::Nop::new().build().user_data(OF_NOTHING));
+    }
+
+    /// How often [`take`](Self::take) is to be called until nothing is left of what has completed by now.
+    pub(crate) fn completed_len(&mut self) -> usize {
+        let in_ring = self.ring.as_mut().map_or(0, |ring| ring.completion().len());
+        self.completed.len() + in_ring
+    }
+
+    /// The next that has completed, if it was a receive.
+    pub(crate) fn take(&mut self) -> Option<Received<T>> {
+        let (number, result) = match self.completed.pop_front() {
+            Some(completed) => completed,
+            None => {
+                let completion = self.ring.as_mut()?.completion().next()?;
+                (completion.user_data() as ReceiveNumber, completion.result())
+            }
+        };
+        let Receive { tag, lease } = self.receives.try_remove(number)?;
+        Some(Received { tag, result: bytes_or_error(result), lease })
+    }
+
+    /// Carries out the sends and hands each buffer back with what the socket has taken of it. Receives begin
+    /// behind the last sends of a turn: where [no more fit](Self::is_full), others are to follow.
+    pub(crate) fn carry_out(&mut self) -> impl Iterator<Item = (T, SendBuffer, io::Result<usize>)> + '_ {
+        let held = if self.is_full() { mem::take(&mut self.unsubmitted) } else { Vec::new() };
+        let is_worth_it = self.queued.len() > FEW || !self.queued.is_empty() && !self.unsubmitted.is_empty();
+        let sent = if self.carries_sends && is_worth_it { self.submit_sends() } else { 0 };
+        for queued in self.queued.iter_mut().skip(sent) {
             queued.result = Some(queued.socket.try_send(queued.buffer.unsent()));
+        }
+        if !self.is_full() && !self.completed.is_empty() {
+            // What was taken out of the ring makes it readable no more.
+            self.push_nothing();
+        }
+        if !self.unsubmitted.is_empty() {
+            self.submit(0);
+        }
+        if !held.is_empty() {
+            self.unsubmitted = held;
         }
         self.queued.drain(..).map(|queued| {
             let result = queued.result.unwrap_or(Ok(queued.buffer.len()));
@@ -75,55 +225,105 @@ impl<T> SocketRing<T> {
         })
     }
 
-    /// Submits what is queued. Answers how many of the sends, the first ones, have been carried out.
-    fn submit(&mut self) -> usize {
-        let Some(ring) = &mut self.ring else { return 0 };
+    /// Submits the sends, and as much else behind them as there is room for. Answers how many of the sends,
+    /// the first ones, have been carried out.
+    fn submit_sends(&mut self) -> usize {
+        let Some(ring) = self.ring.as_mut().filter(|_| !self.is_broken) else { return 0 };
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL | WAIT_ALL;
         let mut submissions = ring.submission();
         for (number, queued) in self.queued.iter().enumerate() {
             let bytes = queued.buffer.unsent();
-            let submission = Send::new(Fd(queued.socket.raw()), bytes.as_ptr(), bytes.len() as u32)
+            let submission = opcode::Send::new(Fd(queued.socket.raw()), bytes.as_ptr(), bytes.len() as u32)
                 .flags(flags.bits() as i32)
                 .build()
                 .flags(squeue::Flags::SKIP_SUCCESS)
-                .user_data(number as u64);
+                .user_data(OF_SEND | number as u64);
             // SAFETY: the socket is open and the bytes stay where they are while `queued` has them, which it
-            // does until the kernel has carried the submission out or the ring is gone.
-            if unsafe { submissions.push(&submission) }.is_err() {
-                break;
-            }
+            // does until the kernel has carried the submission out, or will not.
+            let pushed = unsafe { submissions.push(&submission) };
+            debug_assert!(pushed.is_ok(), "there is room for a batch");
         }
-        let pushed = submissions.len();
         drop(submissions);
-        let mut submitted = 0;
-        while submitted < pushed {
-            match ring.submit() {
-                Ok(count) if count > 0 => submitted += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => {
-                    tracing::warn!(
-                        ?result,
-                        "the ring for sends is given up, they are calls of their own now"
-                    );
+        let submitted = self.submit(self.queued.len());
+        self.note_refusals();
+        submitted
+    }
+
+    /// Submits the `sends` that are in the ring, and everything else behind them. Answers how many of the
+    /// sends, the first ones, were submitted.
+    fn submit(&mut self, sends: usize) -> usize {
+        let (mut pushed, mut submitted) = (0, 0);
+        if let Some(ring) = self.ring.as_mut().filter(|_| !self.is_broken) {
+            loop {
+                let mut submissions = ring.submission();
+                let room = submissions.capacity() - submissions.len();
+                let more = &self.unsubmitted[pushed..];
+                let more = &more[..more.len().min(room)];
+                // SAFETY: what is received goes to a lease that is in `receives` until that has completed, or
+                // until the ring is broken and not entered again; the others name no memory.
+                if unsafe { submissions.push_multiple(more) }.is_ok() {
+                    pushed += more.len();
+                }
+                if submissions.is_empty() {
                     break;
+                }
+                drop(submissions);
+                match ring.submit() {
+                    Ok(count) if count > 0 => submitted += count,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    result => {
+                        tracing::warn!(?result, "a ring is given up: each send is a call of its own now");
+                        self.is_broken = true;
+                        break;
+                    }
                 }
             }
         }
-        for completion in ring.completion() {
-            let Some(queued) = self.queued.get_mut(completion.user_data() as usize) else { continue };
-            let sent = usize::try_from(completion.result());
-            queued.result = Some(sent.map_err(|_| io::Error::from_raw_os_error(-completion.result())));
+        // What is in a broken ring is never carried out.
+        let refused = self.unsubmitted.drain(..).skip(submitted.saturating_sub(sends));
+        let refused = refused.map(|entry| entry.get_user_data()).filter(|number| *number != OF_NOTHING);
+        self.completed.extend(refused.map(|number| (number as ReceiveNumber, -ECANCELED)));
+        submitted.min(sends)
+    }
+
+    /// Looks for sends that were not carried out, or in part. If there are none, all is left in the ring, so
+    /// that it stays readable; else all is taken out, so that there is room for the next.
+    fn note_refusals(&mut self) {
+        let Some(ring) = &mut self.ring else { return };
+        let mut completions = ring.completion();
+        let mut was_refused = false;
+        let found_before = self.completed.len();
+        for completion in &mut completions {
+            let (number, result) = (completion.user_data(), completion.result());
+            if number & OF_SEND != 0 {
+                was_refused = true;
+                if let Some(queued) = self.queued.get_mut((number & !OF_SEND) as usize) {
+                    queued.result = Some(bytes_or_error(result));
+                }
+            } else if number != OF_NOTHING {
+                self.completed.push_back((number as ReceiveNumber, result));
+            }
         }
-        if submitted < pushed {
-            // What it holds still is never carried out.
-            self.ring = None;
+        if !was_refused {
+            // Nothing was taken.
+            mem::forget(completions);
+            self.completed.truncate(found_before);
         }
-        submitted
     }
 }
 
-fn build_ring(builder: &Builder) -> io::Result<IoUring> {
-    build_apart(|| builder.clone().setup_submit_all().build(BATCH_MAX as u32))
+/// What the kernel says of an operation that moves bytes.
+fn bytes_or_error(result: i32) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
+}
+
+impl<T> Drop for SocketRing<T> {
+    fn drop(&mut self) {
+        if !self.receives.is_empty() {
+            // The kernel may write there until the ring is gone, which nobody waits for.
+            mem::forget(mem::take(&mut self.receives));
+        }
+    }
 }
 
 impl<T> std::fmt::Debug for SocketRing<T> {
@@ -135,14 +335,21 @@ impl<T> std::fmt::Debug for SocketRing<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Read, os::unix::net::UnixStream};
+    use std::{
+        io::{Read, Write},
+        os::unix::net::UnixStream,
+    };
 
     use monoio::{LegacyDriver, RuntimeBuilder};
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     use super::*;
-    use crate::os::probe_ring;
+    use crate::{
+        buffer::{BufferClass, HEADROOM_BYTES, LeasePool},
+        os::probe_ring,
+    };
 
-    /// Runs `test` with a batch that has a ring, where there can be one, and with one that has none.
+    /// Runs `test` with a ring, where there can be one, and without.
     fn with_each(test: impl Fn(SocketRing<usize>)) {
         let mut runtime = RuntimeBuilder::<LegacyDriver>::new().build().expect("a runtime");
         runtime.block_on(async {
@@ -169,15 +376,15 @@ mod tests {
 
     #[test]
     fn each_socket_gets_its_own_bytes() {
-        with_each(|mut batch| {
+        with_each(|mut sockets| {
             for count in [1, FEW, FEW + 1, BATCH_MAX] {
                 let mut pairs: Vec<_> = (0..count).map(|_| pair()).collect();
                 for (tag, (socket, _)) in pairs.iter().enumerate() {
-                    batch.push(tag, socket, owned(&tag.to_ne_bytes()));
+                    sockets.push_send(tag, socket, owned(&tag.to_ne_bytes()));
                 }
-                assert_eq!(batch.is_full(), count == BATCH_MAX);
+                assert_eq!(sockets.is_full(), count == BATCH_MAX);
                 let results: Vec<_> =
-                    batch.send_all().map(|(tag, _, result)| (tag, result.expect("room"))).collect();
+                    sockets.carry_out().map(|(tag, _, result)| (tag, result.expect("room"))).collect();
                 assert!(results.into_iter().eq((0..count).map(|tag| (tag, 8))));
                 for (tag, (_, peer)) in pairs.iter_mut().enumerate() {
                     let mut received = [0; 8];
@@ -190,18 +397,18 @@ mod tests {
 
     #[test]
     fn a_socket_says_what_it_has_not_taken() {
-        with_each(|mut batch| {
+        with_each(|mut sockets| {
             let (full, _peer) = pair();
             fill(&full);
             let (lost, peer) = pair();
             drop(peer);
             let ((narrow, _narrow_peer), (wide, _wide_peer)) = (pair(), pair());
             let large = vec![7; 4 << 20];
-            batch.push(0, &full, owned(b"no room"));
-            batch.push(1, &lost, owned(b"nobody"));
-            batch.push(2, &narrow, owned(&large));
-            batch.push(3, &wide, owned(b"room"));
-            let results: Vec<_> = batch.send_all().map(|(_, _, result)| result).collect();
+            sockets.push_send(0, &full, owned(b"no room"));
+            sockets.push_send(1, &lost, owned(b"nobody"));
+            sockets.push_send(2, &narrow, owned(&large));
+            sockets.push_send(3, &wide, owned(b"room"));
+            let results: Vec<_> = sockets.carry_out().map(|(_, _, result)| result).collect();
             let [no_room, nobody, part, all] = &results[..] else { panic!("four results") };
             assert_eq!(no_room.as_ref().map_err(io::Error::kind).err(), Some(io::ErrorKind::WouldBlock));
             assert_eq!(nobody.as_ref().map_err(io::Error::kind).err(), Some(io::ErrorKind::BrokenPipe));
@@ -210,25 +417,169 @@ mod tests {
         });
     }
 
+    /// Runs `test` with a ring, where there can be one, and a pool to receive with.
+    fn with_ring(test: impl Fn(SocketRing<usize>, LeasePool)) {
+        with_each(|sockets| {
+            if sockets.has_room_for_receive() {
+                test(sockets, LeasePool::new(1 << 20, 0));
+            }
+        });
+    }
+
+    fn lease(pool: &LeasePool) -> Lease {
+        pool.lease(BufferClass::Small).expect("below the cap")
+    }
+
+    fn is_readable(sockets: &SocketRing<usize>) -> bool {
+        let ring = sockets.watch().expect("a ring").expect("a descriptor");
+        // SAFETY: the socket has the descriptor open.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(ring.raw()) };
+        let mut polled = [PollFd::new(&descriptor, PollFlags::IN)];
+        poll(&mut polled, Some(&Timespec::default())).expect("a descriptor") == 1
+    }
+
+    /// What has completed, as text.
+    fn taken(sockets: &mut SocketRing<usize>) -> Vec<(usize, String)> {
+        let count = sockets.completed_len();
+        let received = (0..count).filter_map(|_| sockets.take());
+        let text = |Received { tag, result, mut lease }: Received<usize>| {
+            let bytes = result.map(|bytes| lease.received(bytes)[HEADROOM_BYTES..].to_vec());
+            (
+                tag,
+                bytes.map_or_else(|error| error.to_string(), |bytes| String::from_utf8_lossy(&bytes).into()),
+            )
+        };
+        received.map(text).collect()
+    }
+
+    #[test]
+    fn a_receive_completes_when_something_arrives() {
+        with_ring(|mut sockets, pool| {
+            let (socket, mut peer) = pair();
+            let (other, mut early) = pair();
+            early.write_all(b"early").expect("room");
+            sockets.push_receive(1, &socket, lease(&pool));
+            sockets.push_receive(2, &other, lease(&pool));
+            assert_eq!(sockets.carry_out().count(), 0);
+            assert!(is_readable(&sockets));
+            assert_eq!(taken(&mut sockets), [(2, "early".to_owned())]);
+            assert!(!is_readable(&sockets));
+            peer.write_all(b"late").expect("room");
+            assert!(is_readable(&sockets));
+            assert_eq!(taken(&mut sockets), [(1, "late".to_owned())]);
+            sockets.push_receive(3, &socket, lease(&pool));
+            drop(peer);
+            assert_eq!(sockets.carry_out().count(), 0);
+            assert_eq!(taken(&mut sockets), [(3, String::new())]);
+            assert_eq!(pool.leased(), 0);
+        });
+    }
+
+    #[test]
+    fn a_receive_stands_behind_the_sends() {
+        with_ring(|mut sockets, pool| {
+            for sends in 1..=FEW + 1 {
+                let (socket, other) = UnixStream::pair().expect("a pair of sockets");
+                other.set_nonblocking(true).expect("a socket of our own");
+                let [socket, other] = [socket, other].map(|end| Socket::new(end.into()).expect("a runtime"));
+                sockets.push_receive(0, &other, lease(&pool));
+                (0..sends).for_each(|tag| sockets.push_send(tag, &socket, owned(b"a")));
+                assert_eq!(sockets.carry_out().count(), sends);
+                assert_eq!(taken(&mut sockets), [(0, "a".repeat(sends))]);
+            }
+        });
+    }
+
+    #[test]
+    fn a_receive_stands_behind_all_batches() {
+        with_ring(|mut sockets, pool| {
+            let (socket, peer) = pair();
+            let peer = Socket::new(peer.into()).expect("a runtime");
+            sockets.push_receive(0, &peer, lease(&pool));
+            (0..BATCH_MAX).for_each(|tag| sockets.push_send(tag, &socket, owned(b"a")));
+            assert_eq!(sockets.carry_out().count(), BATCH_MAX);
+            assert_eq!(sockets.completed_len(), 0);
+            sockets.push_send(BATCH_MAX, &socket, owned(b"z"));
+            assert_eq!(sockets.carry_out().count(), 1);
+            assert_eq!(taken(&mut sockets), [(0, "a".repeat(BATCH_MAX) + "z")]);
+        });
+    }
+
+    #[test]
+    fn a_refused_send_hides_no_receive() {
+        with_ring(|mut sockets, pool| {
+            let (full, _peer) = pair();
+            fill(&full);
+            let pairs: Vec<_> = (0..FEW + 1).map(|_| pair()).collect();
+            for (tag, (socket, mut peer)) in pairs.iter().map(|(socket, peer)| (socket, peer)).enumerate() {
+                peer.write_all(b"hello").expect("room");
+                sockets.push_receive(tag, socket, lease(&pool));
+                sockets.push_send(tag, &full, owned(b"no room"));
+            }
+            assert_eq!(sockets.carry_out().filter(|(_, _, result)| result.is_err()).count(), FEW + 1);
+            assert!(is_readable(&sockets));
+            assert_eq!(
+                taken(&mut sockets),
+                (0..=FEW).map(|tag| (tag, "hello".to_owned())).collect::<Vec<_>>()
+            );
+        });
+    }
+
+    #[test]
+    fn a_cancelled_receive_gives_its_buffer_back() {
+        with_ring(|mut sockets, pool| {
+            let (socket, mut peer) = pair();
+            let number = sockets.push_receive(1, &socket, lease(&pool));
+            assert_eq!(sockets.carry_out().count(), 0);
+            assert!(sockets.receives().eq([(number, &1)]));
+            sockets.cancel(number);
+            assert_eq!(sockets.carry_out().count(), 0);
+            let canceled = io::Error::from_raw_os_error(ECANCELED).to_string();
+            assert_eq!(taken(&mut sockets), [(1, canceled)]);
+            // Too late, and harmless.
+            let number = sockets.push_receive(2, &socket, lease(&pool));
+            peer.write_all(b"hello").expect("room");
+            assert_eq!(sockets.carry_out().count(), 0);
+            sockets.cancel(number);
+            assert_eq!(sockets.carry_out().count(), 0);
+            assert_eq!(taken(&mut sockets), [(2, "hello".to_owned())]);
+            assert_eq!((pool.leased(), sockets.has_receives()), (0, false));
+        });
+    }
+
     #[test]
     fn a_ring_that_fails_is_done_without() {
-        with_each(|mut batch| {
-            if batch.ring.is_none() {
-                return;
-            }
+        with_ring(|mut sockets, pool| {
             // It refuses every submission.
             let builder = IoUring::builder().setup_r_disabled().clone();
-            batch.ring = Some(build_ring(&builder).expect("a ring"));
+            sockets.ring = Some(builder.build(SUBMISSION_ENTRIES).expect("a ring"));
             let mut pairs: Vec<_> = (0..5).map(|_| pair()).collect();
             for (tag, (socket, _)) in pairs.iter().enumerate() {
-                batch.push(tag, socket, owned(b"hello"));
+                sockets.push_receive(tag, socket, lease(&pool));
+                sockets.push_send(tag, socket, owned(b"hello"));
             }
-            assert_eq!(batch.send_all().filter(|(_, _, result)| result.is_ok()).count(), 5);
-            assert!(batch.ring.is_none());
+            assert_eq!(sockets.carry_out().filter(|(_, _, result)| result.is_ok()).count(), 5);
+            assert!(sockets.is_broken() && !sockets.has_room_for_receive());
             for (_, peer) in &mut pairs {
                 let mut received = [0; 6];
                 assert_eq!(peer.read(&mut received).expect("five bytes"), 5, "sent once");
             }
+            let canceled = io::Error::from_raw_os_error(ECANCELED).to_string();
+            assert!(taken(&mut sockets).into_iter().eq((0..5).map(|tag| (tag, canceled.clone()))));
+            sockets.push_receive(5, &pairs[0].0, lease(&pool));
+            assert_eq!(sockets.carry_out().count(), 0);
+            assert_eq!((taken(&mut sockets), pool.leased()), (vec![(5, canceled)], 0));
+        });
+    }
+
+    #[test]
+    fn what_is_pending_when_the_ring_ends_keeps_its_buffer() {
+        with_ring(|mut sockets, pool| {
+            let (socket, _peer) = pair();
+            sockets.push_receive(1, &socket, lease(&pool));
+            assert_eq!(sockets.carry_out().count(), 0);
+            drop(sockets);
+            assert_eq!(pool.leased(), 1);
         });
     }
 }

@@ -3,16 +3,15 @@
 //!
 //! Two ways of receiving. A connection that is quiet, or that moves bulk, waits for readiness, holds no
 //! buffer and receives into the scratch buffer of its core. One that exchanges small messages keeps a receive
-//! into a leased buffer pending in the ring. What little a receive has brought about is left to the end of
-//! the turn; more, or what is above the high mark, is sent straight away, before the next receive makes it
-//! grow.
+//! into a leased buffer pending in the ring, and its task sees only what is out of the ordinary (see
+//! `receiving`). What little a receive has brought about is left to the end of the turn; more, or what is
+//! above the high mark, is sent straight away, before the next receive makes it grow.
 //!
 //! Invariant: the socket is closed only when neither direction has an operation in flight.
 
 use std::{
     future::{Future, poll_fn},
     io,
-    os::fd::RawFd,
     pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, Waker},
@@ -27,17 +26,10 @@ use super::{
 use crate::{
     buffer::{BufferClass, HEADROOM_BYTES, Lease, SendBuffer},
     connection::{Output, Phase, Timestamp},
-    os::{Direction, Readiness, Socket},
+    os::{Direction, ECANCELED, Readiness, Socket},
     protocol::UpgradeRequest,
     shard::{Connection, ConnectionId, Handler, Message, Upgrade},
 };
-
-/// A connection with a receive pending in the ring, for whom to take its buffer back when it goes quiet.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct HotConnection {
-    pub(super) id: ConnectionId,
-    pub(super) descriptor: RawFd,
-}
 
 /// Receives in a row, none of them long ago, after which a connection is active.
 const ACTIVE_RECEIVES: u8 = 4;
@@ -64,7 +56,6 @@ pub(super) fn serve<H: Handler>(
         reception: Reception::Quiet { receives: 0 },
         last_receive: Timestamp::default(),
         is_registered: false,
-        comes_back: false,
         closing: false,
         worker,
         socket,
@@ -90,19 +81,16 @@ pub(super) fn serve<H: Handler>(
                     sending.set(Sending::Waiting { operation: task.socket.writable(), buffer: Some(buffer) });
                     continue;
                 }
-                if receiving.is_idle() && task.wants_receive() {
+                if receiving.is_idle() && !task.is_in_ring() && task.wants_receive() {
                     if received >= TURN_RECEIVES_MAX {
                         return task.give_way(context.waker());
                     }
-                    receiving.set(match task.lease() {
-                        Some(lease) => Receiving::Ring { operation: task.socket.receive(lease) },
-                        None => Receiving::Readiness {
-                            operation: task.socket.readiness(Readiness::Certain),
-                            readiness: Readiness::Certain,
-                        },
-                    });
+                    if !task.receives_through_ring() {
+                        let operation = task.socket.readiness(Readiness::Certain);
+                        receiving.set(Receiving::Readiness { operation, readiness: Readiness::Certain });
+                    }
                 }
-                match receiving.as_mut().poll_arrival(context) {
+                match task.take_completed().or_else(|| receiving.as_mut().poll_ready(context)) {
                     Some(arrival) => {
                         task.handle_arrival(arrival);
                         sends_now = !task.leaves_output();
@@ -117,13 +105,13 @@ pub(super) fn serve<H: Handler>(
                         let operation = task.socket.readiness(Readiness::Likely);
                         receiving.set(Receiving::Readiness { operation, readiness: Readiness::Likely });
                     }
-                    None if task.closing && receiving.is_idle() && sending.is_idle() => {
+                    None if task.is_done(receiving.is_idle() && sending.is_idle()) => {
                         return Poll::Ready(());
                     }
                     // A handler that has more to send whenever there is room is heard all the same.
                     None if send_bytes_left == 0 => return task.give_way(context.waker()),
                     None => {
-                        task.note_comes_back(!receiving.is_idle());
+                        task.note_comes_back(!receiving.is_idle() || task.is_in_ring());
                         return Poll::Pending;
                     }
                 }
@@ -144,18 +132,16 @@ enum Arrival {
 }
 
 pin_project! {
-    /// The receive in flight.
+    /// The wait for something to receive, where the ring does not receive.
     #[project = ReceivingProjection]
-    enum Receiving<R, P> {
+    enum Receiving<P> {
         Idle,
-        Ring { #[pin] operation: R },
         Readiness { #[pin] operation: P, readiness: Readiness },
     }
 }
 
-impl<R, P> Receiving<R, P>
+impl<P> Receiving<P>
 where
-    R: Future<Output = (io::Result<usize>, Lease)>,
     P: Future<Output = io::Result<()>>,
 {
     fn is_idle(&self) -> bool {
@@ -166,19 +152,11 @@ where
         matches!(self, Self::Readiness { readiness: Readiness::Certain, .. })
     }
 
-    fn poll_arrival(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Option<Arrival> {
-        let arrival = match self.as_mut().project() {
-            ReceivingProjection::Idle => return None,
-            ReceivingProjection::Ring { operation } => {
-                operation.poll(context).map(|(result, lease)| Arrival::Received(result, lease))
-            }
-            ReceivingProjection::Readiness { operation, .. } => {
-                operation.poll(context).map(Arrival::Readable)
-            }
-        };
-        let Poll::Ready(arrival) = arrival else { return None };
+    fn poll_ready(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Option<Arrival> {
+        let ReceivingProjection::Readiness { operation, .. } = self.as_mut().project() else { return None };
+        let Poll::Ready(ready) = operation.poll(context) else { return None };
         self.set(Self::Idle);
-        Some(arrival)
+        Some(Arrival::Readable(ready))
     }
 }
 
@@ -222,10 +200,10 @@ enum Reception {
     Bulk { small: u8 },
 }
 
-// Each is in two copies in what every connection carries: its task.
-const _: () = assert!(size_of::<Lease>() <= 40 && size_of::<SendBuffer>() <= 40);
+// In two copies in what every connection carries: its task.
+const _: () = assert!(size_of::<SendBuffer>() <= 40);
 // Whatever the handler is: it has its place in the worker.
-const _: () = assert!(returned_bytes(serve::<Nobody>) <= 408, "what every connection carries");
+const _: () = assert!(returned_bytes(serve::<Nobody>) <= 352, "what every connection carries");
 
 const fn returned_bytes<F>(_: fn(Rc<Worker<Nobody>>, Socket, ConnectionId) -> F) -> usize {
     size_of::<F>()
@@ -248,8 +226,6 @@ struct Task<H: Handler> {
     reception: Reception,
     last_receive: Timestamp,
     is_registered: bool,
-    /// It runs without being woken, as the worker knows.
-    comes_back: bool,
     closing: bool,
     worker: Rc<Worker<H>>,
     socket: Socket,
@@ -261,29 +237,47 @@ impl<H: Handler> Task<H> {
         !self.closing && self.worker.shard.borrow().wants_receive(self.id)
     }
 
-    /// A buffer for the next receive, if it is to go through the ring and one can be had.
-    fn lease(&mut self) -> Option<Lease> {
-        let Reception::Active(class) = self.reception else { return None };
+    /// Has the ring receive, if it is to and a buffer can be had; answers whether it will.
+    fn receives_through_ring(&mut self) -> bool {
+        let Reception::Active(class) = self.reception else { return false };
         let lease = self.worker.leases.lease(class);
-        if lease.is_none() {
-            self.set_reception(Reception::Quiet { receives: 0 });
+        let is_in_ring = lease.is_some_and(|lease| self.worker.push_receive(self.id, lease));
+        if !is_in_ring {
+            self.reception = Reception::Quiet { receives: 0 };
         }
-        lease
+        is_in_ring
+    }
+
+    fn is_in_ring(&self) -> bool {
+        matches!(self.reception, Reception::Active(_)) && self.worker.is_in_ring(self.id)
+    }
+
+    /// What the ring has received, where it is left to this task.
+    fn take_completed(&self) -> Option<Arrival> {
+        let Reception::Active(_) = self.reception else { return None };
+        let (result, lease) = self.worker.take_completed(self.id)?;
+        Some(Arrival::Received(result, lease))
+    }
+
+    /// Whether the task has nothing left to wait for, if its own operations have ended.
+    fn is_done(&self, has_ended: bool) -> bool {
+        self.closing && has_ended && !self.is_in_ring()
     }
 
     fn handle_arrival(&mut self, arrival: Arrival) {
         match arrival {
             Arrival::Readable(Ok(())) => self.receive_into_scratch(),
             Arrival::Received(Ok(received), mut lease) => {
-                self.handle_received(received, lease.received());
+                self.handle_received(received, lease.received(received));
                 self.adapt(received, lease.class().bytes());
             }
             // The buffer was wanted back because nothing came.
             Arrival::Received(Err(error), _) if error.raw_os_error() == Some(ECANCELED) => {
-                self.set_reception(Reception::Quiet { receives: 0 });
+                self.reception = Reception::Quiet { receives: 0 };
                 self.worker.shard.borrow_mut().shrink_connection(self.id);
             }
-            Arrival::Readable(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            Arrival::Readable(Err(error)) | Arrival::Received(Err(error), _)
+                if error.kind() == io::ErrorKind::Interrupted => {}
             Arrival::Readable(Err(error)) | Arrival::Received(Err(error), _) => self.fail(&error),
         }
     }
@@ -308,24 +302,10 @@ impl<H: Handler> Task<H> {
         }
         if received == 0 {
             self.send_left();
+            self.worker.shard.borrow_mut().handle_end_of_stream(self.id);
+        } else {
+            self.worker.handle_received(self.id, &self.socket, input);
         }
-        let mut shard = self.worker.shard.borrow_mut();
-        if received == 0 {
-            shard.handle_end_of_stream(self.id);
-        } else if let Some(range) = shard.handle_received(self.id, input, self.worker.now()) {
-            let frame = &input[range];
-            match self.socket.try_send(frame) {
-                Ok(sent) => shard.handle_relayed(self.id, sent, &frame[sent..]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    shard.handle_relayed(self.id, 0, frame);
-                }
-                Err(error) => {
-                    shard.handle_relayed(self.id, 0, frame);
-                    shard.handle_transport_error(self.id, &error.to_string());
-                }
-            }
-        }
-        drop(shard);
         self.worker.carry_out();
     }
 
@@ -335,7 +315,7 @@ impl<H: Handler> Task<H> {
         let pause = now.since(self.last_receive);
         self.last_receive = now;
         let rests = pause.as_millis() as u64 > ACTIVE_PAUSE_MILLIS;
-        let reception = match self.reception {
+        self.reception = match self.reception {
             Reception::Quiet { .. } if received > BufferClass::Large.bytes() => Reception::Bulk { small: 0 },
             Reception::Quiet { .. } if rests => Reception::Quiet { receives: 1 },
             Reception::Quiet { receives } if receives + 1 < ACTIVE_RECEIVES => {
@@ -356,27 +336,10 @@ impl<H: Handler> Task<H> {
             Reception::Bulk { .. } => Reception::Bulk { small: 0 },
             unchanged => unchanged,
         };
-        self.set_reception(reception);
     }
 
-    /// A pending receive must be cancellable, or a quiet connection would keep its buffer.
     fn can_ride_ring(&self) -> bool {
-        self.worker.on_io_uring && self.worker.ring.is_some()
-    }
-
-    fn set_reception(&mut self, reception: Reception) {
-        let was_active = matches!(self.reception, Reception::Active(_));
-        let is_active = matches!(reception, Reception::Active(_));
-        self.reception = reception;
-        if was_active == is_active {
-            return;
-        }
-        let mut hot = self.worker.hot.borrow_mut();
-        if hot.len() <= self.id.index() {
-            hot.resize(self.id.index() + 1, None);
-        }
-        hot[self.id.index()] =
-            is_active.then_some(HotConnection { id: self.id, descriptor: self.socket.raw() });
+        self.worker.sockets.borrow().has_room_for_receive()
     }
 
     /// Sends what the socket takes, up to a turn's worth; answers with what has to be waited for.
@@ -391,6 +354,7 @@ impl<H: Handler> Task<H> {
                 Output::Shutdown => self.socket.shut(Direction::Send),
                 Output::Close => {
                     self.closing = true;
+                    self.worker.note_closing(self.id);
                     // Operations in flight end, and `serve` waits for them.
                     self.socket.shut(Direction::Both);
                 }
@@ -453,10 +417,8 @@ impl<H: Handler> Task<H> {
         Poll::Pending
     }
 
-    fn note_comes_back(&mut self, comes_back: bool) {
-        if std::mem::replace(&mut self.comes_back, comes_back) != comes_back {
-            self.worker.note_comes_back(self.id, comes_back);
-        }
+    fn note_comes_back(&self, comes_back: bool) {
+        self.worker.note_comes_back(self.id, comes_back);
     }
 
     fn fail(&mut self, error: &io::Error) {
@@ -464,8 +426,7 @@ impl<H: Handler> Task<H> {
         self.worker.carry_out();
     }
 
-    fn end(mut self) {
-        self.set_reception(Reception::Quiet { receives: 0 });
+    fn end(self) {
         let unsent = self.worker.shard.borrow().endpoint(self.id).is_some_and(|end| end.outbox().bytes() > 0);
         if unsent {
             self.socket.set_reset_on_close();
@@ -476,6 +437,3 @@ impl<H: Handler> Task<H> {
         self.worker.carry_out();
     }
 }
-
-/// The error of a cancelled operation.
-const ECANCELED: i32 = 125;

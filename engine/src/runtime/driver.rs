@@ -5,7 +5,7 @@ use std::{future::Future, io};
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder, time::TimeDriver};
 
 use crate::{
-    os::{RingFlags, RingHandle, SocketRing, probe_ring},
+    os::{RingFlags, SocketRing, probe_ring},
     shard::ConnectionId,
 };
 
@@ -56,9 +56,7 @@ impl Backend {
 /// What a shard's thread does its input and output with.
 pub(crate) struct Transport {
     pub(crate) runtime: Runtime,
-    /// The ring that the runtime works on, when there is one that can be reached and cancels what is pending.
-    pub(crate) ring: Option<RingHandle>,
-    pub(crate) sends: SocketRing<ConnectionId>,
+    pub(crate) sockets: SocketRing<ConnectionId>,
 }
 
 /// A runtime of either kind.
@@ -73,17 +71,15 @@ pub(crate) fn build(backend: &Backend) -> io::Result<Transport> {
         Backend::Epoll { .. } => {
             let runtime = RuntimeBuilder::<LegacyDriver>::new().enable_timer().build()?;
             let runtime = Runtime::Epoll(Box::new(runtime));
-            Ok(Transport { runtime, ring: None, sends: SocketRing::without_ring() })
+            Ok(Transport { runtime, sockets: SocketRing::without_ring() })
         }
         Backend::IoUring(flags) => {
             let builder = RuntimeBuilder::<IoUringDriver>::new()
                 .with_entries(SUBMISSION_ENTRIES)
                 .uring_builder(flags.builder())
                 .enable_timer();
-            let (runtime, ring) = RingHandle::capture(|| builder.build());
-            let runtime = Runtime::IoUring(Box::new(runtime?));
-            let ring = ring.filter(RingHandle::can_cancel);
-            Ok(Transport { runtime, ring, sends: SocketRing::with_ring(*flags) })
+            let runtime = Runtime::IoUring(Box::new(builder.build()?));
+            Ok(Transport { runtime, sockets: SocketRing::with_ring(*flags) })
         }
     }
 }

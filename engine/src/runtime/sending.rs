@@ -1,13 +1,13 @@
 //! The end of a turn sends what the connections have that became dirty in it: small buffers of all of them
-//! together, large ones straight to their sockets. What a socket does not take, and whatever else is to be
-//! done, is left to the connection's task.
+//! together, large ones straight to their sockets; the next receives of active connections begin behind them.
+//! What a socket does not take, and whatever else is to be done, is left to the connection's task.
 
 use std::{
     cell::{Ref, RefMut},
     task::Waker,
 };
 
-use super::Worker;
+use super::{Worker, receiving::RingReceive};
 use crate::{
     buffer::SendBuffer,
     os::{Socket, SocketRing},
@@ -24,10 +24,13 @@ pub(super) const SEND_BYTES_MIN: usize = 4 * 1024;
 
 /// What the end of a turn has to know of a connection's task.
 pub(super) struct ConnectionTask {
-    waker: Waker,
-    socket: Socket,
-    /// It runs without being woken: a receive is pending, or it has given way.
-    comes_back: bool,
+    pub(super) waker: Waker,
+    pub(super) socket: Socket,
+    pub(super) receive: RingReceive,
+    /// It need not be woken to receive: a receive or a wait is pending, or it has given way.
+    pub(super) comes_back: bool,
+    /// It waits for its operations to end.
+    pub(super) closing: bool,
 }
 
 impl<H: Handler> Worker<H> {
@@ -37,14 +40,26 @@ impl<H: Handler> Worker<H> {
         if connections.len() <= id.index() {
             connections.resize_with(id.index() + 1, || None);
         }
-        let task = ConnectionTask { waker: waker.clone(), socket: socket.clone(), comes_back: false };
-        connections[id.index()] = Some(task);
+        connections[id.index()] = Some(ConnectionTask {
+            waker: waker.clone(),
+            socket: socket.clone(),
+            receive: RingReceive::Idle,
+            comes_back: false,
+            closing: false,
+        });
     }
 
-    /// Whether the task of connection `id` runs without being woken.
+    /// Whether the task of connection `id` need not be woken to receive.
     pub(super) fn note_comes_back(&self, id: ConnectionId, comes_back: bool) {
         if let Some(Some(task)) = self.connections.borrow_mut().get_mut(id.index()) {
             task.comes_back = comes_back;
+        }
+    }
+
+    /// The task of connection `id` is about to end.
+    pub(super) fn note_closing(&self, id: ConnectionId) {
+        if let Some(Some(task)) = self.connections.borrow_mut().get_mut(id.index()) {
+            task.closing = true;
         }
     }
 
@@ -61,14 +76,15 @@ impl<H: Handler> Worker<H> {
             connections: self.connections.borrow(),
             effects: Effects::default(),
         };
-        let mut sends = self.sends.borrow_mut();
+        let mut sockets = self.sockets.borrow_mut();
         while let Some(id) = round.shard.poll_dirty() {
-            round.send(id, &mut sends);
-            if sends.is_full() {
-                round.finish(&mut sends);
+            round.send(id, &mut sockets);
+            if sockets.is_full() {
+                round.finish(&mut sockets);
             }
         }
-        round.finish(&mut sends);
+        // Also where nothing is to be sent: receives may be waiting.
+        round.finish(&mut sockets);
         round.effects
     }
 }
@@ -91,15 +107,15 @@ struct Round<'a, H: Handler> {
 }
 
 impl<H: Handler> Round<'_, H> {
-    /// Sends what connection `id` has, or queues it in `sends` if it is little.
-    fn send(&mut self, id: ConnectionId, sends: &mut SocketRing<ConnectionId>) {
+    /// Sends what connection `id` has, or queues it in `sockets` if it is little.
+    fn send(&mut self, id: ConnectionId, sockets: &mut SocketRing<ConnectionId>) {
         let mut bytes_left = TURN_SEND_BYTES_MAX;
         while bytes_left > 0 {
             let Some(Some(task)) = self.connections.get(id.index()) else { return };
             let Some(buffer) = self.shard.poll_buffer(id) else { break };
             let bytes = buffer.len();
             if bytes < DIRECT_SEND_BYTES_MIN {
-                return sends.push(id, &task.socket, buffer);
+                return sockets.push_send(id, &task.socket, buffer);
             }
             let sent = send_straight(&mut self.shard, id, &task.socket, buffer);
             self.effects.called |= sent.called;
@@ -111,8 +127,8 @@ impl<H: Handler> Round<'_, H> {
         self.wake_if_needed(id, bytes_left == 0);
     }
 
-    fn finish(&mut self, sends: &mut SocketRing<ConnectionId>) {
-        for (id, buffer, result) in sends.send_all() {
+    fn finish(&mut self, sockets: &mut SocketRing<ConnectionId>) {
+        for (id, buffer, result) in sockets.carry_out() {
             self.effects.called |= self.shard.handle_send_result(id, buffer, result);
             self.wake_if_needed(id, false);
         }

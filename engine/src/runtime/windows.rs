@@ -15,11 +15,8 @@ use std::{
 use super::Worker;
 use crate::{
     os::{Socket, Timer},
-    shard::Handler,
+    shard::{Handler, TICK_MILLIS},
 };
-
-/// When to try again if the timer cannot be waited for.
-const RETRY: Duration = Duration::from_millis(1);
 
 /// The windows that are open.
 ///
@@ -81,7 +78,7 @@ pub(super) async fn serve<H: Handler>(worker: Rc<Worker<H>>, watched: Socket) {
     loop {
         if let Err(error) = watched.readable().await {
             tracing::error!(%error, "the timer of windows cannot be waited for");
-            monoio::time::sleep(RETRY).await;
+            monoio::time::sleep(Duration::from_millis(TICK_MILLIS)).await;
         }
         if windows.ended.get() {
             return;

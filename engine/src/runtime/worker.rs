@@ -17,15 +17,15 @@ use std::{
 
 use super::{
     accept,
-    connection::HotConnection,
     mailbox::{Command, Mailbox},
+    receiving,
     sending::{ConnectionTask, Effects},
     spawn, turns, windows,
 };
 use crate::{
     buffer::{HEADROOM_BYTES, LeasePool},
     connection::Timestamp,
-    os::{Clock, Event, Listener, RingHandle, Socket, SocketRing, Timer},
+    os::{Clock, Event, Listener, Socket, SocketRing, Timer},
     protocol::CloseCode,
     shard::{
         Connection, ConnectionId, Counters, Handler, LocalError, LocalShard, RESERVED_SLOTS_MAX, Shard,
@@ -38,7 +38,7 @@ const SCRATCH_BYTES: usize = 512 * 1024;
 /// Ticks between two looks for connections and memory that have gone quiet.
 const QUIET_TICKS: u64 = 10;
 /// A connection whose receive has been pending for this long holds no buffer any more.
-const QUIET_MILLIS: u64 = 1000;
+const QUIET: Duration = Duration::from_secs(1);
 /// Turns in a row that may bring about the next before that waits for the driver.
 const BUSY_TURNS_MAX: u8 = 8;
 /// A tick that is this late was kept from firing.
@@ -53,10 +53,9 @@ const SETTLE: Duration = Duration::from_millis(2);
 pub(crate) struct WorkerSettings {
     pub(crate) buffer_bytes_max: usize,
     pub(crate) buffers_preallocated: usize,
-    /// Then active connections receive through the ring.
+    /// Which driver the runtime has.
     pub(crate) on_io_uring: bool,
-    pub(crate) ring: Option<RingHandle>,
-    pub(crate) sends: SocketRing<ConnectionId>,
+    pub(crate) sockets: SocketRing<ConnectionId>,
     pub(crate) clock: Clock,
     pub(crate) mailboxes: Arc<[Arc<Mailbox>]>,
     pub(crate) index: usize,
@@ -83,15 +82,12 @@ pub(crate) struct Worker<H: Handler> {
     /// Headroom and room for bulk receives; used within one poll of one task.
     pub(super) scratch: RefCell<Box<[u8]>>,
     pub(super) on_io_uring: bool,
-    pub(super) ring: Option<RingHandle>,
-    /// Connections with a receive pending in the ring, by slot.
-    pub(super) hot: RefCell<Vec<Option<HotConnection>>>,
     pub(super) stopping: Cell<bool>,
     pub(super) counters: Arc<Counters>,
     /// The task of each connection, by slot.
     pub(super) connections: RefCell<Vec<Option<ConnectionTask>>>,
-    /// Collects what is sent at the end of a turn.
-    pub(super) sends: RefCell<SocketRing<ConnectionId>>,
+    /// What is sent, and for active connections received, at the end of a turn.
+    pub(super) sockets: RefCell<SocketRing<ConnectionId>>,
     pub(super) futures: spawn::Futures,
     pub(super) turns: turns::Turns,
     pub(super) windows: windows::Windows,
@@ -119,13 +115,11 @@ impl<H: Handler> Worker<H> {
             leases: LeasePool::new(settings.buffer_bytes_max, settings.buffers_preallocated),
             scratch: RefCell::new(vec![0; HEADROOM_BYTES + SCRATCH_BYTES].into_boxed_slice()),
             on_io_uring: settings.on_io_uring,
-            ring: settings.ring,
-            hot: RefCell::default(),
             stopping: Cell::new(false),
             counters: Arc::clone(shard.counters()),
             shard: RefCell::new(shard),
             connections: RefCell::new(Vec::with_capacity(RESERVED_SLOTS_MAX)),
-            sends: RefCell::new(settings.sends),
+            sockets: RefCell::new(settings.sockets),
             futures: spawn::Futures::default(),
             turns: turns::Turns::new(settings.turns),
             windows: windows::Windows::new(settings.windows),
@@ -180,6 +174,11 @@ impl<H: Handler> Worker<H> {
     /// futures that had been woken when the tasks had run.
     fn end_turn(self: &Rc<Self>, woken_before: u32) {
         self.turn_open.set(false);
+        let is_ring_broken = self.sockets.borrow().is_broken();
+        if is_ring_broken {
+            // Nobody is told.
+            self.handle_completions();
+        }
         let bell = self.mailbox().bell();
         let mut shard = self.shard.borrow_mut();
         // What comes through the mesh wakes futures: once around the loop, if turns are too busy.
@@ -199,7 +198,8 @@ impl<H: Handler> Worker<H> {
         if waiting && !self.ended.get() && !self.retrying.replace(true) {
             self.spawn_task(Rc::clone(self).retry());
         }
-        let Effects { woke, called } = self.send_dirty();
+        let Effects { woke, mut called } = self.send_dirty();
+        called |= is_ring_broken && self.sockets.borrow_mut().completed_len() > 0;
         self.carry_out();
         let woke = woke || self.futures.woken() != woken_before;
         self.busy_turns.set(if woke { self.busy_turns.get().saturating_add(1) } else { 0 });
@@ -242,9 +242,12 @@ impl<H: Handler> Worker<H> {
             let ticker = Timer::every(Duration::from_millis(TICK_MILLIS))?;
             let ticks = Socket::watch(&ticker)?;
             let mailbox = Socket::watch(mailbox.bell().signal())?;
-            Ok((mailbox, listener, self.turns.as_socket()?, self.windows.as_socket()?, (ticker, ticks)))
+            let own = (self.turns.as_socket()?, self.windows.as_socket()?);
+            // The last one: it would not close by itself.
+            let receives = self.sockets.borrow().watch().transpose()?;
+            Ok((mailbox, listener, own, (ticker, ticks), receives))
         };
-        let (mailbox_socket, listener_socket, turns_socket, windows_socket, ticker) = match open() {
+        let (mailbox_socket, listener_socket, own, ticker, receives_socket) = match open() {
             Ok(opened) => opened,
             Err(error) => return ready(Err(error)),
         };
@@ -252,8 +255,12 @@ impl<H: Handler> Worker<H> {
         let listener = Rc::new(listener);
         self.spawn_task(accept::accept(Rc::clone(&self), Rc::clone(&listener), listener_socket));
         self.spawn_task(Rc::clone(&self).tick(ticker));
+        let (turns_socket, windows_socket) = own;
         self.spawn_task(turns::serve(Rc::clone(&self), turns_socket));
         self.spawn_task(windows::serve(Rc::clone(&self), windows_socket));
+        if let Some(receives_socket) = receives_socket {
+            self.spawn_task(receiving::serve(Rc::clone(&self), receives_socket));
+        }
         let deadline = loop {
             if let Err(error) = mailbox_socket.readable().await {
                 tracing::error!(%error, "the mailbox is broken");
@@ -342,19 +349,17 @@ impl<H: Handler> Worker<H> {
     fn cool_down(&self, now: Timestamp) {
         self.counters.leases_refused.set(self.leases.refused());
         let shard = self.shard.borrow();
-        if let Some(ring) = &self.ring {
-            for hot in self.hot.borrow().iter().flatten() {
-                let is_quiet = shard.endpoint(hot.id).is_some_and(|endpoint| {
-                    // A wait for room could be hit in the receive's stead: they share the descriptor.
-                    endpoint.outbox().is_idle()
-                        && now.since(endpoint.last_received()) >= Duration::from_millis(QUIET_MILLIS)
-                });
-                // Not found: it completes just now.
-                if is_quiet && ring.cancel(hot.descriptor).is_ok() {
-                    self.counters.receives_cancelled.add(1);
-                }
-            }
+        let mut sockets = self.sockets.borrow_mut();
+        let quiet = sockets.receives().filter(|(_, id)| {
+            let endpoint = shard.endpoint(**id);
+            endpoint.is_some_and(|endpoint| now.since(endpoint.last_received()) >= QUIET)
+        });
+        let quiet: Vec<_> = quiet.map(|(number, _)| number).collect();
+        if !sockets.is_broken() {
+            self.counters.receives_cancelled.add(quiet.len() as u64);
+            quiet.into_iter().for_each(|number| sockets.cancel(number));
         }
+        drop(sockets);
         drop(shard);
         self.leases.shrink();
         self.shard.borrow_mut().shrink();
@@ -386,7 +391,10 @@ impl<H: Handler> Worker<H> {
         self.ended.set(true);
         self.turns.end();
         self.windows.end();
-        while self.tasks.get() > 0 || !self.shard.borrow().is_empty() {
+        // What waits for a broken ring is never told.
+        let left = || self.tasks.get() > usize::from(self.sockets.borrow().is_broken());
+        while left() || !self.shard.borrow().is_empty() {
+            self.sockets.borrow_mut().wake();
             monoio::time::sleep(SETTLE).await;
             let _ = self.obey(self.mailbox());
         }
