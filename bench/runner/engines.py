@@ -28,6 +28,7 @@ class Engine:
     start: dict
     folder: pathlib.Path | None = None
     quick: bool = True
+    reports: tuple = ()
     missing: str = ""
     places: dict = field(default_factory=dict)
 
@@ -53,18 +54,9 @@ class Engine:
 def load(bench, target, version, compared):
     """Every engine there is: our own first, as it is and as of the commits `compared`, then the peers by name."""
     own = tomllib.loads((bench / "engines.toml").read_text())["engine"]
-    engines = [
-        Engine(
-            e["name"], e["title"], e["language"], version, e["settings"], e["start"], quick=e.get("quick", True),
-            places=places_in(target),
-        )
-        for e in own
-    ]
+    engines = [own_engine(e, e["name"], e["title"], version, target) for e in own]
     engines += [
-        Engine(
-            f"{e['name']}@{commit}", f"{e['title']} at {commit}", e["language"], commit, e["settings"], e["start"],
-            quick=e.get("quick", True), places=places_in(folder_of(target, commit)),
-        )
+        own_engine(e, f"{e['name']}@{commit}", f"{e['title']} at {commit}", commit, folder_of(target, commit))
         for commit in compared
         for e in own
     ]
@@ -81,6 +73,14 @@ def load(bench, target, version, compared):
     # The reference comes right after our own.
     engines.sort(key=lambda e: (e.folder is not None, e.name != "uwebsockets"))
     return engines
+
+
+def own_engine(entry, name, title, version, target):
+    """One of ours, as its entry in engines.toml says."""
+    return Engine(
+        name, title, entry["language"], version, entry["settings"], entry["start"], quick=entry.get("quick", True),
+        reports=tuple(entry.get("reports", ())), places=places_in(target),
+    )
 
 
 def places_in(target):

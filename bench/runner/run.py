@@ -271,6 +271,8 @@ class Session:
             if engine.folder is None and scenario["mode"] not in engine.start:
                 # One of ours that was made for other scenarios.
                 continue
+            if engine.reports and scenario["report"] not in engine.reports:
+                continue
             if not self.options.engine and not self.is_invited(scenario, engine):
                 continue
             obstacle = engine.obstacle(mode_of(scenario, engine))
