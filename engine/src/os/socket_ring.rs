@@ -181,6 +181,11 @@ impl<T> SocketRing<T> {
         self.unsubmitted.push(opcode::Nop::new().build().user_data(OF_NOTHING));
     }
 
+    /// Something has completed that nobody is told of: the ring is broken.
+    pub(crate) fn is_left_untold(&mut self) -> bool {
+        self.is_broken && self.completed_len() > 0
+    }
+
     /// How often [`take`](Self::take) is to be called until nothing is left of what has completed by now.
     pub(crate) fn completed_len(&mut self) -> usize {
         let in_ring = self.ring.as_mut().map_or(0, |ring| ring.completion().len());

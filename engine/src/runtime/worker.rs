@@ -174,8 +174,7 @@ impl<H: Handler> Worker<H> {
     /// futures that had been woken when the tasks had run.
     fn end_turn(self: &Rc<Self>, woken_before: u32) {
         self.turn_open.set(false);
-        let is_ring_broken = self.sockets.borrow().is_broken();
-        if is_ring_broken {
+        if self.sockets.borrow().is_broken() {
             // Nobody is told.
             self.handle_completions();
         }
@@ -199,7 +198,7 @@ impl<H: Handler> Worker<H> {
             self.spawn_task(Rc::clone(self).retry());
         }
         let Effects { woke, mut called } = self.send_dirty();
-        called |= is_ring_broken && self.sockets.borrow_mut().completed_len() > 0;
+        called |= self.sockets.borrow_mut().is_left_untold();
         self.carry_out();
         let woke = woke || self.futures.woken() != woken_before;
         self.busy_turns.set(if woke { self.busy_turns.get().saturating_add(1) } else { 0 });
